@@ -1,1 +1,35 @@
-"""Placeholder docstring replaced as the part grows."""
+"""Models and data, read only: measures of weights, data sets, built-in nets, accuracy and cost."""
+
+from ellq.analysis.calibration import Calibration as Calibration
+from ellq.analysis.calibration import as_batches as as_batches
+from ellq.analysis.calibration import inputs_of as inputs_of
+from ellq.analysis.checkpoints import read_checkpoint as read_checkpoint
+from ellq.analysis.cost import Cost as Cost
+from ellq.analysis.cost import cost as cost
+from ellq.analysis.datasets import Dataset as Dataset
+from ellq.analysis.datasets import load as load_dataset
+from ellq.analysis.datasets import partition as partition
+from ellq.analysis.datasets import refuse_overlap as refuse_overlap
+from ellq.analysis.evaluate import accuracy as accuracy
+from ellq.analysis.evaluate import agreement as agreement
+from ellq.analysis.evaluate import predict as predict
+from ellq.analysis.files import new_folder as new_folder
+from ellq.analysis.files import write_bytes as write_bytes
+from ellq.analysis.files import write_text as write_text
+from ellq.analysis.nets import cifar_resnet as cifar_resnet
+from ellq.analysis.nets import mlp as mlp
+from ellq.analysis.nets import pretrained as pretrained
+from ellq.analysis.nets import small_conv as small_conv
+from ellq.analysis.profile import Profile as Profile
+from ellq.analysis.profile import measure as measure
+from ellq.analysis.progress import track as track
+from ellq.analysis.style import FAINT as FAINT
+from ellq.analysis.style import INK as INK
+from ellq.analysis.style import PALETTE as PALETTE
+from ellq.analysis.style import new_figure as new_figure
+from ellq.analysis.style import shared_look as shared_look
+from ellq.analysis.unit_rows import from_unit_rows as from_unit_rows
+from ellq.analysis.unit_rows import to_unit_rows as to_unit_rows
+from ellq.analysis.unit_rows import transposed_groups as transposed_groups
+from ellq.analysis.weights import WeightMatrix as WeightMatrix
+from ellq.analysis.weights import weight_matrices as weight_matrices

@@ -1,1 +1,44 @@
-"""Placeholder docstring replaced as the part grows."""
+"""The mathematics of compressibility: arrays in, arrays or floats out; no models, no files, no printing."""
+
+from ellq.theory import theorems as theorems  # registers the statements
+from ellq.theory.accumulators import Gram as Gram
+from ellq.theory.approximation import best_term_error as best_term_error
+from ellq.theory.approximation import best_term_errors as best_term_errors
+from ellq.theory.approximation import retained_exact as retained_exact
+from ellq.theory.approximation import retained_necessary as retained_necessary
+from ellq.theory.approximation import retained_sufficient as retained_sufficient
+from ellq.theory.approximation import stechkin_bound as stechkin_bound
+from ellq.theory.approximation import stechkin_constant as stechkin_constant
+from ellq.theory.arguments import Array as Array
+from ellq.theory.arguments import Indices as Indices
+from ellq.theory.arguments import open_fraction as open_fraction
+from ellq.theory.arguments import order_below_one as order_below_one
+from ellq.theory.arguments import real_number as real_number
+from ellq.theory.id_bounds import skeleton_output_bound as skeleton_output_bound
+from ellq.theory.id_bounds import skeleton_residual as skeleton_residual
+from ellq.theory.interpolative import Refit as Refit
+from ellq.theory.interpolative import Skeleton as Skeleton
+from ellq.theory.interpolative import interpolate as interpolate
+from ellq.theory.interpolative import refit as refit
+from ellq.theory.measures import PowerSums as PowerSums
+from ellq.theory.measures import effective_count as effective_count
+from ellq.theory.measures import join as join
+from ellq.theory.measures import lq_quasinorm as lq_quasinorm
+from ellq.theory.measures import power_sums as power_sums
+from ellq.theory.measures import pq_index as pq_index
+from ellq.theory.measures import sparsity_index as sparsity_index
+from ellq.theory.propagation import chain_error as chain_error
+from ellq.theory.propagation import column_scale as column_scale
+from ellq.theory.propagation import unit_error_l1 as unit_error_l1
+from ellq.theory.propagation import unit_error_lq as unit_error_lq
+from ellq.theory.propagation import unit_error_observed as unit_error_observed
+from ellq.theory.rounding import norm_error as norm_error
+from ellq.theory.rounding import outward as outward
+from ellq.theory.selection import Selection as Selection
+from ellq.theory.selection import output_aware as output_aware
+from ellq.theory.selection import pivoted_qr as pivoted_qr
+from ellq.theory.statements import Statement as Statement
+from ellq.theory.statements import Verdict as Verdict
+from ellq.theory.statements import register as register
+from ellq.theory.statements import registry as registry
+from ellq.theory.statements import statement as statement

@@ -1,0 +1,65 @@
+"""What a network costs: parameters, non-zero parameters, and floating-point operations of one forward pass."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from ellq.analysis.calibration import inspecting
+
+
+@dataclass(frozen=True)
+class Cost:
+    """The size of a network.
+
+    Attributes:
+        parameters: how many numbers its parameters hold; a shared parameter counts once.
+        nonzeros: how many of them are not 0.
+        flops: floating-point operations for one example, a multiply–add counted as two.
+    """
+
+    parameters: int
+    nonzeros: int
+    flops: int
+
+
+def cost(model: nn.Module, example: Tensor) -> Cost:
+    """Count parameters, non-zeros and FLOPs.
+
+    FLOPs are those of matrix products and convolutions, 2 per multiply–add, as dense kernels execute them: a zero
+    weight saves storage here, not time. Element-wise work is not counted.
+
+    Args:
+        model: any module; neither changed nor left in another mode.
+        example: a batch of inputs; FLOPs are divided by its first dimension.
+
+    Returns:
+        The cost.
+
+    Raises:
+        ValueError: an empty batch.
+    """
+    if example.ndim == 0 or example.shape[0] == 0:
+        raise ValueError(f"example has shape {tuple(example.shape)}. Pass a batch with at least one input.")
+    parameters = list(model.parameters())
+    return Cost(
+        parameters=sum(p.numel() for p in parameters),
+        nonzeros=sum(int(torch.count_nonzero(p)) for p in parameters),
+        flops=_flops(model, example),
+    )
+
+
+def _flops(model: nn.Module, example: Tensor) -> int:
+    fast = torch.backends.mha.get_fastpath_enabled()
+    # The fused attention path is one opaque call that would be counted as nothing.
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        counter = FlopCounterMode(display=False)
+        with inspecting(model), counter:
+            model(example)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+    return int(counter.get_total_flops()) // example.shape[0]

@@ -1,0 +1,129 @@
+"""A pruned model on disk without pickles: its tensors, and what turns a fresh instance of its class into it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_model, save_model
+from torch import nn
+
+from ellq.analysis import new_folder
+from ellq.pruning.plan import Plan
+
+Model = TypeVar("Model", bound=nn.Module)
+
+WEIGHTS = "model.safetensors"
+DESCRIPTION = "plan.json"
+FORMAT = "ellq.model"
+VERSION = 1
+
+
+def save(model: nn.Module, folder: str | Path, *, plan: Plan | None = None) -> None:
+    """Write a model as ``model.safetensors`` and ``plan.json``; never half-written.
+
+    Args:
+        model: a plain module, pruned or not.
+        folder: where to; made if it does not exist, replaced if it holds nothing but these two files.
+        plan: kept in ``plan.json`` for the record.
+
+    Raises:
+        FileExistsError: the folder holds other files.
+        OSError: it cannot be written.
+    """
+    with new_folder(folder, replaces=(WEIGHTS, DESCRIPTION)) as partial:
+        write_into(partial, model, plan=plan)
+
+
+def write_into(folder: Path, model: nn.Module, *, plan: Plan | None = None) -> None:
+    """Write the two files of ``save`` into a folder that exists."""
+    save_model(model, str(folder / WEIGHTS))
+    description = {
+        "format": FORMAT,
+        "version": VERSION,
+        "class": f"{type(model).__module__}.{type(model).__qualname__}",
+        "linears": {
+            name: {"in_features": module.in_features, "out_features": module.out_features}
+            for name, module in model.named_modules()
+            if isinstance(module, nn.Linear)
+        },
+        "plan": None if plan is None else json.loads(plan.to_json()),
+    }
+    (folder / DESCRIPTION).write_text(json.dumps(description, ensure_ascii=False, indent=1), encoding="utf-8")
+
+
+def load(folder: str | Path, factory: Callable[[], Model]) -> Model:
+    """Rebuild a saved model: a fresh instance, cut to the saved widths, with the saved tensors.
+
+    Args:
+        folder: what ``save`` wrote.
+        factory: makes an instance of the original, unpruned class.
+
+    Returns:
+        The model in eval mode on the CPU, with outputs bit-equal to those of the saved one there.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: a file is damaged, or ``factory`` makes another architecture; the first mismatch is named.
+    """
+    folder = Path(folder)
+    description = _read_description(folder / DESCRIPTION)
+    weights = folder / WEIGHTS
+    if not weights.is_file():
+        raise FileNotFoundError(f"{weights} does not exist. Pass a folder that ellq.save wrote.")
+    model = factory()
+    modules = dict(model.named_modules())
+    for name, sizes in description["linears"].items():
+        module = modules.get(name)
+        if not isinstance(module, nn.Linear):
+            raise ValueError(
+                f"The saved model has a Linear {name!r}; the one that factory makes does not. Pass the factory of the"
+                f" class {description['class']}."
+            )
+        _resize_(module, sizes["in_features"], sizes["out_features"])
+    try:
+        _match_dtypes_(model, weights)
+        load_model(model, str(weights))
+    except (SafetensorError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{weights} does not fit the model that factory makes: {reason}") from error
+    return model.eval()
+
+
+def _read_description(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist. Pass a folder that ellq.save wrote.")
+    try:
+        description = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}).") from error
+    if not isinstance(description, dict) or description.get("format") != FORMAT:
+        raise ValueError(f"{path} does not describe a saved model: its 'format' is not {FORMAT!r}.")
+    if description.get("version") != VERSION:
+        raise ValueError(f"{path} has version {description.get('version')!r}; this ellq reads version {VERSION}.")
+    return description
+
+
+def _resize_(linear: nn.Linear, in_features: int, out_features: int) -> None:
+    if (linear.in_features, linear.out_features) == (in_features, out_features):
+        return
+    linear.in_features, linear.out_features = in_features, out_features
+    linear.weight = nn.Parameter(
+        linear.weight.new_empty(out_features, in_features), requires_grad=linear.weight.requires_grad
+    )
+    if linear.bias is not None:
+        linear.bias = nn.Parameter(linear.bias.new_empty(out_features), requires_grad=linear.bias.requires_grad)
+
+
+def _match_dtypes_(model: nn.Module, weights: Path) -> None:
+    """Give every tensor of the model the saved dtype, so that loading copies bits instead of converting them."""
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    with safe_open(str(weights), framework="pt") as file, torch.no_grad():
+        for name in set(file.keys()) & set(tensors):
+            dtype = file.get_tensor(name).dtype
+            if tensors[name].dtype != dtype:
+                tensors[name].data = tensors[name].data.to(dtype)

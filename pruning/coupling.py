@@ -1,0 +1,135 @@
+"""Who must be cut together: the hidden layers whose units one Linear makes and one other Linear reads."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+import torch
+from torch import fx, nn
+from torch.nn import functional
+
+_ELEMENTWISE_MODULES: tuple[type[nn.Module], ...] = (
+    nn.ReLU,
+    nn.ReLU6,
+    nn.LeakyReLU,
+    nn.ELU,
+    nn.CELU,
+    nn.SELU,
+    nn.GELU,
+    nn.SiLU,
+    nn.Mish,
+    nn.Sigmoid,
+    nn.LogSigmoid,
+    nn.Tanh,
+    nn.Softplus,
+    nn.Softsign,
+    nn.Hardtanh,
+    nn.Hardswish,
+    nn.Hardsigmoid,
+    nn.Identity,
+    nn.Dropout,
+)
+_ELEMENTWISE_FUNCTIONS = {
+    functional.relu,
+    functional.relu6,
+    functional.leaky_relu,
+    functional.elu,
+    functional.celu,
+    functional.selu,
+    functional.gelu,
+    functional.silu,
+    functional.mish,
+    functional.sigmoid,
+    functional.logsigmoid,
+    functional.tanh,
+    functional.softplus,
+    functional.softsign,
+    functional.hardtanh,
+    functional.hardswish,
+    functional.hardsigmoid,
+    functional.dropout,
+    torch.relu,
+    torch.sigmoid,
+    torch.tanh,
+}
+_ELEMENTWISE_METHODS = {"relu", "relu_", "sigmoid", "sigmoid_", "tanh", "tanh_", "contiguous"}
+
+
+@dataclass(frozen=True)
+class HiddenLayer:
+    """Units that can be removed: the Linear that makes them and the only one that reads them.
+
+    Attributes:
+        producer: name of the Linear whose rows are the units.
+        consumer: name of the Linear whose columns read them, after element-wise functions only.
+        units: how many there are.
+    """
+
+    producer: str
+    consumer: str
+    units: int
+
+
+def hidden_layers(model: nn.Module) -> list[HiddenLayer]:
+    """Find every ``Linear → element-wise functions → Linear`` of a model, in the order they run.
+
+    The model's graph is traced symbolically, so functions called in ``forward`` count as well as modules. Left out,
+    because cutting them would be wrong: units read by anything else besides the consumer (a residual path, an
+    output), layers called more than once, and layers that share a parameter with another.
+
+    Args:
+        model: the model; only looked at.
+
+    Returns:
+        The hidden layers; empty when there are none.
+
+    Raises:
+        ValueError: the model cannot be traced, for example because its control flow depends on the data.
+    """
+    try:
+        graph = fx.symbolic_trace(model).graph
+    except Exception as error:
+        # The tracer raises whatever the model's own code raises on a symbolic input.
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(f"The model cannot be traced ({reason}). Prune a submodule with a fixed forward.") from error
+    modules = dict(model.named_modules())
+    calls = Counter(node.target for node in graph.nodes if node.op == "call_module")
+    owners = Counter(id(p) for module in set(modules.values()) for p in module.parameters(recurse=False))
+    found = []
+    for node in graph.nodes:
+        producer = _plain_linear(node, modules)
+        if producer is None:
+            continue
+        step = node
+        while len(step.users) == 1:
+            step = next(iter(step.users))
+            if not _is_elementwise(step, modules):
+                break
+        consumer = _plain_linear(step, modules)
+        if step is node or consumer is None:
+            continue
+        names = (str(node.target), str(step.target))
+        if any(calls[name] > 1 for name in names):
+            continue
+        if any(owners[id(p)] > 1 for module in (producer, consumer) for p in module.parameters()):
+            continue
+        found.append(HiddenLayer(*names, units=producer.out_features))
+    return found
+
+
+def _plain_linear(node: fx.Node, modules: dict[str, nn.Module]) -> nn.Linear | None:
+    module = modules.get(str(node.target)) if node.op == "call_module" else None
+    # A subclass may compute something else, and a parametrised Linear is a subclass.
+    return module if type(module) is nn.Linear else None
+
+
+def _is_elementwise(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
+    if node.op == "call_module":
+        module = modules[str(node.target)]
+        if isinstance(module, nn.PReLU):
+            return module.num_parameters == 1
+        return type(module) in _ELEMENTWISE_MODULES
+    if node.op == "call_function":
+        return node.target in _ELEMENTWISE_FUNCTIONS
+    return node.op == "call_method" and node.target in _ELEMENTWISE_METHODS

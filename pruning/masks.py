@@ -1,0 +1,146 @@
+"""Unit-by-unit magnitude masks: which weights can be masked, and setting all but the largest of each unit to zero."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from ellq.analysis import from_unit_rows, to_unit_rows, transposed_groups, weight_matrices
+from ellq.pruning.plan import Plan
+from ellq.theory import Array
+
+_MASKABLE = (
+    nn.Linear,
+    nn.Bilinear,
+    nn.modules.conv._ConvNd,
+    nn.RNNBase,
+    nn.RNNCellBase,
+    nn.MultiheadAttention,
+)
+
+
+@dataclass(frozen=True)
+class Maskable:
+    """A weight tensor whose entries may be set to zero.
+
+    Attributes:
+        name: its name in the model or state dict.
+        tensor: the tensor itself, not a copy.
+        groups: of a transposed convolution, whose units lie along the second axis; 0 for all others.
+    """
+
+    name: str
+    tensor: Tensor
+    groups: int
+
+    def units(self) -> Array:
+        """Return the weights as float64, one unit per row."""
+        array: Array = self.tensor.detach().to("cpu", torch.float64).numpy()
+        return to_unit_rows(array, self.groups)
+
+
+def maskable_weights(source: nn.Module | Mapping[str, Tensor]) -> list[Maskable]:
+    """Return the weights a mask can act on, a shared one once.
+
+    Of a model: the weights of linear, convolutional, recurrent and attention layers; embeddings and norms are left
+    alone, for they are looked up or scale, not summed. Of a state dict: every weight ``ellq.measure`` finds.
+
+    Args:
+        source: a model or state dict; only looked at.
+
+    Returns:
+        The weights, in the source's order.
+
+    Raises:
+        TypeError: ``source`` is neither.
+        ValueError: no such weight, a parametrised or masked layer, or what ``ellq.measure`` refuses.
+    """
+    found = weight_matrices(source)  # refuses what cannot be measured, before anything is planned
+    if not isinstance(source, nn.Module):
+        missing = [name for name in found.names if name not in source]
+        if missing:
+            raise ValueError(
+                f"Weight {missing[0]!r} is made of several tensors (a mask or a reparametrisation). Bake it in first."
+            )
+        weights = [Maskable(name, torch.as_tensor(source[name]), 0) for name in found.names]
+        for weight in weights:
+            if weight.tensor.is_quantized or weight.tensor.layout != torch.strided:
+                raise ValueError(f"Weight {weight.name!r} is quantised or sparse. Mask its plain dense original.")
+        return weights
+    weights = list(_of_layers(source))
+    if not weights:
+        raise ValueError("The model holds no prunable layer: no linear, convolutional, recurrent or attention weight.")
+    return weights
+
+
+def _of_layers(model: nn.Module) -> Iterator[Maskable]:
+    seen: set[int] = set()
+    for path, module in model.named_modules():
+        if not isinstance(module, _MASKABLE):
+            continue
+        prefix = f"{path}." if path else ""
+        if parametrize.is_parametrized(module):
+            raise ValueError(
+                f"Layer {path!r} is parametrised. Call torch.nn.utils.parametrize.remove_parametrizations first."
+            )
+        for name, parameter in module.named_parameters(recurse=False):
+            if name.endswith("_orig"):
+                raise ValueError(f"Layer {path!r} is already pruned by torch. Call torch.nn.utils.prune.remove first.")
+            if parameter.ndim >= 2 and not name.startswith("bias") and id(parameter) not in seen:
+                seen.add(id(parameter))
+                yield Maskable(prefix + name, parameter, transposed_groups(module) if name == "weight" else 0)
+
+
+def keep_largest(units: Array, retained: Array) -> torch.Tensor:
+    """Return which entries are among the ``retained`` largest of their row; of equal ones the first stay.
+
+    Args:
+        units: one unit per row, shape (units, d).
+        retained: how many of each row stay, shape (units,).
+
+    Returns:
+        Boolean tensor of shape (units, d) with exactly ``retained[i]`` True in row i.
+    """
+    order = torch.from_numpy(-abs(units)).argsort(dim=1, stable=True)
+    ranks = torch.empty_like(order).scatter_(1, order, torch.arange(units.shape[1]).expand_as(order))
+    return ranks < torch.tensor(retained)[:, None]
+
+
+def mask_(weights: list[Maskable], plan: Plan) -> None:
+    """Set to zero, in place, what the plan does not retain.
+
+    Args:
+        weights: from ``maskable_weights``.
+        plan: made for these weights.
+
+    Raises:
+        ValueError: the plan is for other weights; the first mismatch is named and nothing was changed.
+    """
+    by_name = {weight.name: weight for weight in weights}
+    planned = {str(name): rows for name, rows in plan.table.groupby("layer", sort=False)}
+    for name, rows in planned.items():
+        if name not in by_name:
+            raise ValueError(f"The plan is for another model: it has layer {name!r}, which the model lacks.")
+        weight = by_name[name]
+        shape = _units_shape(weight)
+        if shape != (len(rows), int(rows["size"].iloc[0])):
+            raise ValueError(
+                f"The plan is for another model: layer {name!r} has {shape[0]} units of {shape[1]} weights, the plan"
+                f" {len(rows)} of {int(rows['size'].iloc[0])}."
+            )
+    with torch.no_grad():
+        for name, rows in planned.items():
+            weight = by_name[name]
+            kept = keep_largest(weight.units(), rows["retained"].to_numpy(dtype="int64"))
+            mask = torch.from_numpy(from_unit_rows(kept.numpy(), tuple(weight.tensor.shape), weight.groups))
+            weight.tensor.masked_fill_(~mask.to(weight.tensor.device), 0)
+
+
+def _units_shape(weight: Maskable) -> tuple[int, int]:
+    shape = weight.tensor.shape
+    units = shape[1] * weight.groups if weight.groups else shape[0]
+    return int(units), weight.tensor.numel() // int(units)

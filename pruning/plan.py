@@ -1,0 +1,206 @@
+"""The plan of a pruning: what every unit keeps and why, as a table that can be printed, edited, saved and applied."""
+
+from __future__ import annotations
+
+import base64
+import json
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from rich.table import Table
+
+from ellq.theory import Skeleton
+
+FORMAT = "ellq.plan"
+VERSION = 1
+COLUMNS = ("layer", "unit", "size", "retained", "reason")
+
+
+@dataclass(frozen=True)
+class Correction:
+    """What replaces the weights of a consumer once its inputs are cut to a skeleton.
+
+    Attributes:
+        producer: name of the Linear whose rows are kept.
+        consumer: name of the Linear that reads them.
+        indices: the rows kept, rising, shape (k,).
+        weight: the consumer's new weight, shape (c, k).
+        bias: the consumer's new bias, shape (c,), or None where it has none.
+        skeleton: how the skeleton explains the other units, for bounds; not saved with the plan.
+    """
+
+    producer: str
+    consumer: str
+    indices: npt.NDArray[np.int64]
+    weight: npt.NDArray[np.float64]
+    bias: npt.NDArray[np.float64] | None
+    skeleton: Skeleton | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """What each unit keeps, with the reason for each number.
+
+    Attributes:
+        method: ``"lq"`` (weights set to zero, unit by unit) or ``"id"`` (hidden units removed).
+        rule: ``"ellq"`` or the authors' rule.
+        settings: the arguments that led to the plan.
+        table: one row per unit (lq) or per hidden layer (id): layer, unit, size, retained, reason.
+        corrections: for ``"id"``, what is folded into each consumer.
+    """
+
+    method: str
+    rule: str
+    settings: dict[str, float | str]
+    table: pd.DataFrame
+    corrections: tuple[Correction, ...] = ()
+
+    @property
+    def sparsity(self) -> float:
+        """The fraction removed of what the plan covers: weights (lq) or hidden units (id)."""
+        return 1.0 - float(self.table["retained"].sum()) / float(self.table["size"].sum())
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return a copy of the table."""
+        return self.table.copy()
+
+    def with_retained(self, table: pd.DataFrame) -> Plan:
+        """Return the plan with an edited table.
+
+        Args:
+            table: as from ``to_frame``, with other numbers under ``retained``.
+
+        Raises:
+            ValueError: the plan is for ``"id"`` (its corrections fit one choice only), rows or columns are missing or
+                reordered, or a count is outside [0, size].
+        """
+        if self.method != "lq":
+            raise ValueError("A plan of method 'id' holds corrections for its own choice. Make a new plan instead.")
+        same = list(table.columns) == list(COLUMNS) and table.drop(columns=["retained", "reason"]).equals(
+            self.table.drop(columns=["retained", "reason"])
+        )
+        if not same:
+            raise ValueError("table must have the plan's own rows and columns. Start from plan.to_frame().")
+        if not table["retained"].between(0, table["size"]).all():
+            worst = table.loc[~table["retained"].between(0, table["size"])].iloc[0]
+            raise ValueError(
+                f"retained={worst['retained']} of layer {worst['layer']!r}, unit {worst['unit']}, is outside"
+                f" [0, {worst['size']}]."
+            )
+        return replace(self, table=table.reset_index(drop=True))
+
+    def to_json(self) -> str:
+        """Return the plan as JSON; arrays are kept to the last bit."""
+        return json.dumps(
+            {
+                "format": FORMAT,
+                "version": VERSION,
+                "method": self.method,
+                "rule": self.rule,
+                "settings": self.settings,
+                "table": {name: _plain(self.table[name]) for name in COLUMNS},
+                "corrections": [
+                    {
+                        "producer": c.producer,
+                        "consumer": c.consumer,
+                        "indices": c.indices.tolist(),
+                        "weight": _encode(c.weight),
+                        "bias": None if c.bias is None else _encode(c.bias),
+                    }
+                    for c in self.corrections
+                ],
+            },
+            ensure_ascii=False,
+            allow_nan=False,
+        )
+
+    @staticmethod
+    def from_json(text: str) -> Plan:
+        """Return the plan that ``to_json`` wrote.
+
+        Raises:
+            ValueError: not JSON, not a plan, or of a version this ellq does not know.
+        """
+        try:
+            data = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"The plan is not JSON ({error}).") from error
+        if not isinstance(data, dict) or data.get("format") != FORMAT:
+            raise ValueError(f"The JSON is not an ellq plan: its 'format' is not {FORMAT!r}.")
+        if data.get("version") != VERSION:
+            raise ValueError(f"The plan has version {data.get('version')!r}; this ellq reads version {VERSION}.")
+        corrections = tuple(
+            Correction(
+                c["producer"],
+                c["consumer"],
+                np.array(c["indices"], dtype=np.int64),
+                _decode(c["weight"]),
+                None if c["bias"] is None else _decode(c["bias"]),
+            )
+            for c in data["corrections"]
+        )
+        return Plan(data["method"], data["rule"], data["settings"], plan_table(**data["table"]), corrections)
+
+    def layers(self) -> pd.DataFrame:
+        """Return one row per layer: units, size, retained, sparsity, and the reason its units share most."""
+        groups = self.table.groupby("layer", sort=False)
+        frame = groups.agg(units=("size", "size"), size=("size", "sum"), retained=("retained", "sum"))
+        frame["sparsity"] = 1.0 - frame["retained"] / frame["size"]
+        frame["reason"] = groups["reason"].agg(lambda reasons: reasons.mode().iloc[0])
+        return frame.reset_index()
+
+    def __repr__(self) -> str:
+        settings = ", ".join(f"{name}={value}" for name, value in self.settings.items())
+        return (
+            f"Plan(method={self.method!r}, rule={self.rule!r}, {settings}: {self.table['layer'].nunique()} layers,"
+            f" sparsity {self.sparsity:.4f})"
+        )
+
+    def __rich__(self) -> Table:
+        table = Table(title=f"Plan · method {self.method} · rule {self.rule}", title_justify="left")
+        table.add_column("layer")
+        for name in ("units", "size", "retained", "sparsity"):
+            table.add_column(name, justify="right")
+        table.add_column("reason")
+        for row in self.layers().itertuples():
+            table.add_row(
+                str(row.layer),
+                f"{row.units:,}",
+                f"{row.size:,}",
+                f"{row.retained:,}",
+                f"{row.sparsity:.3f}",
+                str(row.reason),
+            )
+        return table
+
+
+def plan_table(
+    layer: list[str], unit: list[int | None], size: list[int], retained: list[int], reason: list[str]
+) -> pd.DataFrame:
+    """Return the table of a plan, with the types every plan has."""
+    return pd.DataFrame(
+        {
+            "layer": pd.Series(layer, dtype="object"),
+            "unit": pd.array(unit, dtype="Int64"),
+            "size": pd.Series(size, dtype="int64"),
+            "retained": pd.Series(retained, dtype="int64"),
+            "reason": pd.Series(reason, dtype="object"),
+        }
+    )
+
+
+def _plain(column: pd.Series[Any]) -> list[Any]:
+    return [None if value is pd.NA else value for value in column.tolist()]
+
+
+def _encode(array: npt.NDArray[np.float64]) -> dict[str, Any]:
+    little = np.ascontiguousarray(array, dtype="<f8")
+    return {"shape": list(little.shape), "float64": base64.b64encode(little.tobytes()).decode("ascii")}
+
+
+def _decode(data: dict[str, Any]) -> npt.NDArray[np.float64]:
+    raw = np.frombuffer(base64.b64decode(data["float64"]), dtype="<f8")
+    return raw.reshape(data["shape"]).astype(np.float64)

@@ -1,0 +1,272 @@
+"""How sparse a vector is, softly: the ℓq quasi-norm and the measures built on it.
+
+Every measure comes from sums Σ|w_i|^q taken after division by a power of two near the largest magnitude, so
+weights from 1e-300 to 1e300 neither overflow nor underflow. Sums of several vectors can be pooled, which gives a
+layer's and a model's measures from its units' without a second pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from ellq.theory.arguments import (
+    Array,
+    finite_array,
+    order_below_one,
+    positive_order,
+    rising_orders,
+)
+
+_LOG2 = float(np.log(2.0))
+_SAFE = 2.0**-1000  # below this ratio to the largest entry, powers are taken through logarithms
+
+
+def lq_quasinorm(w: npt.ArrayLike, q: float, axis: int = -1) -> Array:
+    """Return the ℓq quasi-norm of every vector along an axis.
+
+        ‖w‖_q = (Σ|w_i|^q)^(1/q)
+
+    A norm for q ≥ 1, a quasi-norm for 0 < q < 1: there ‖v + w‖_q ≤ 2^(1/q−1)(‖v‖_q + ‖w‖_q). Scales with w;
+    ignores order, signs and appended zeros; does not increase with q. Over a ball ‖w‖_q ≤ t the vector is
+    *softly sparse*: few entries carry most of it, none need vanish.
+
+    Args:
+        w: real array with d ≥ 1 entries along ``axis``, finite.
+        q: order, 0 < q < ∞.
+        axis: the axis that is a vector.
+
+    Returns:
+        Array of ``w``'s shape without ``axis``, in the units of w; 0 exactly where all entries are 0.
+
+    Raises:
+        TypeError: ``q`` is not a real number, or ``w`` is not numeric.
+        ValueError: ``q`` ≤ 0, an empty axis, or a NaN or infinite entry.
+        OverflowError: ‖w‖_q itself exceeds float64 (very small q); ``PowerSums.log_quasinorm`` still holds it.
+
+    Reference: Yang et al. 2022 (arXiv 2206.05604), soft sparsity; Foucart & Rauhut 2013, section 2.1.
+    """
+    return power_sums(w, (positive_order(q),), axis=axis).quasinorm(q)
+
+
+def sparsity_index(w: npt.ArrayLike, q: float, axis: int = -1) -> Array:
+    """Return the paper's sparsity index of every vector along an axis; larger means sparser.
+
+        SI_q(w) = ‖w‖_1 / ‖w‖_q        d^(1−1/q) ≤ SI_q ≤ 1
+
+    1 for a vector with one non-zero entry, d^(1−1/q) for one of equal magnitudes. Ignores scale, order, signs and
+    appended zeros. NaN for the zero vector, where it is undefined.
+
+    Args:
+        w: real array with d ≥ 1 entries along ``axis``, finite.
+        q: order, 0 < q < 1.
+        axis: the axis that is a vector.
+
+    Returns:
+        Array of ``w``'s shape without ``axis``, values in [d^(1−1/q), 1] or NaN.
+
+    Raises:
+        TypeError: ``q`` is not a real number, or ``w`` is not numeric.
+        ValueError: ``q`` outside (0, 1), an empty axis, or a NaN or infinite entry.
+
+    Reference: Yang et al. 2022 (arXiv 2206.05604).
+    """
+    return power_sums(w, (order_below_one(q), 1.0), axis=axis).sparsity_index(q)
+
+
+def pq_index(w: npt.ArrayLike, p: float, q: float, axis: int = -1) -> Array:
+    """Return the PQ index of every vector along an axis; larger means sparser.
+
+        I_{p,q}(w) = 1 − d^(1/q − 1/p) ‖w‖_p / ‖w‖_q        0 ≤ I ≤ 1 − d^(1/q − 1/p)
+
+    0 for equal magnitudes, the maximum for one non-zero entry. Ignores scale, order, signs and replication of the
+    whole vector; rises when a zero is appended. NaN for the zero vector. For p ≤ 1 ≤ q moving magnitude from a
+    larger to a smaller entry lowers it; outside that range it may not.
+
+    Args:
+        w: real array with d ≥ 1 entries along ``axis``, finite.
+        p: the lower order, 0 < p < q.
+        q: the upper order, finite.
+        axis: the axis that is a vector.
+
+    Returns:
+        Array of ``w``'s shape without ``axis``, values in [0, 1) or NaN.
+
+    Raises:
+        TypeError: an order is not a real number, or ``w`` is not numeric.
+        ValueError: not 0 < p < q, an empty axis, or a NaN or infinite entry.
+
+    Reference: Diao et al. 2023 (arXiv 2302.05601), Definition of the PQ index.
+    """
+    p, q = rising_orders(p, q, ("p", "q"))
+    return power_sums(w, (p, q), axis=axis).pq_index(p, q)
+
+
+def effective_count(w: npt.ArrayLike, p: float, q: float, axis: int = -1) -> Array:
+    """Return how many equal magnitudes would be as spread out as each vector along an axis.
+
+        N_{p,q}(w) = (‖w‖_p / ‖w‖_q)^(pq/(q−p)) = d (1 − I_{p,q})^(pq/(q−p))        1 ≤ N ≤ number of non-zeros
+
+    The Hill number of order q/p of |w_i|^p; N_{1,2} is the participation ratio. Ignores scale, order, signs and
+    appended zeros. 0 for the zero vector.
+
+    Args:
+        w: real array with d ≥ 1 entries along ``axis``, finite.
+        p: the lower order, 0 < p < q.
+        q: the upper order, finite.
+        axis: the axis that is a vector.
+
+    Returns:
+        Array of ``w``'s shape without ``axis``, values in [1, d], or 0.
+
+    Raises:
+        TypeError: an order is not a real number, or ``w`` is not numeric.
+        ValueError: not 0 < p < q, an empty axis, or a NaN or infinite entry.
+
+    Reference: ours, from the bound of Diao et al. 2023 (arXiv 2302.05601, Theorem 2) at η = 0.
+    """
+    p, q = rising_orders(p, q, ("p", "q"))
+    return power_sums(w, (p, q), axis=axis).effective_count(p, q)
+
+
+@dataclass(frozen=True)
+class PowerSums:
+    """The sums Σ(|w_i|/2^e)^q of n vectors for a few orders q, from which every measure follows.
+
+    Attributes:
+        size: entries of each vector, shape (n,).
+        nonzeros: entries that are not 0, shape (n,).
+        largest: largest magnitude, shape (n,).
+        exponent: the e of the power of two each vector was divided by, shape (n,).
+        sums: order → the sum, shape (n,), in [2^−q, size] for non-zero vectors and 0 for zero ones.
+    """
+
+    size: npt.NDArray[np.int64]
+    nonzeros: npt.NDArray[np.int64]
+    largest: Array
+    exponent: npt.NDArray[np.int64]
+    sums: dict[float, Array]
+
+    def log_quasinorm(self, q: float) -> Array:
+        """Return log ‖w‖_q, which is finite whatever the order; −∞ for a zero vector."""
+        with np.errstate(divide="ignore"):
+            return np.log(self.sums[q]) / q + self.exponent * _LOG2
+
+    def quasinorm(self, q: float) -> Array:
+        """Return ‖w‖_q; raises OverflowError where it exceeds float64."""
+        with np.errstate(over="ignore"):
+            norm = np.ldexp(self.sums[q] ** (1 / q), self.exponent)
+        if np.isinf(norm).any():
+            raise OverflowError(
+                f"‖w‖_q exceeds float64 for q={q:g} (its natural log is"
+                f" {float(self.log_quasinorm(q).max()):.6g}). Choose a larger q, or scale w down."
+            )
+        return np.asarray(norm)
+
+    def sparsity_index(self, q: float) -> Array:
+        """Return ‖w‖_1/‖w‖_q, in [size^(1−1/q), 1] for q < 1; NaN for a zero vector."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            ratio = np.exp(np.log(self.sums[1.0]) - np.log(self.sums[q]) / q)
+        return np.asarray(np.minimum(ratio, 1.0))
+
+    def pq_index(self, p: float, q: float) -> Array:
+        """Return 1 − size^(1/q − 1/p)‖w‖_p/‖w‖_q, in [0, 1); NaN for a zero vector."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            log_ratio = np.log(self.sums[p] / self.size) / p - np.log(self.sums[q] / self.size) / q
+        return np.maximum(-np.expm1(log_ratio), 0.0)
+
+    def effective_count(self, p: float, q: float) -> Array:
+        """Return (‖w‖_p/‖w‖_q)^(pq/(q−p)), in [1, nonzeros]; 0 for a zero vector."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            count = np.exp((q * np.log(self.sums[p]) - p * np.log(self.sums[q])) / (q - p))
+        least = np.minimum(self.nonzeros, 1)
+        return np.asarray(np.clip(np.nan_to_num(count, nan=0.0), least, self.nonzeros))
+
+    def pooled(self) -> PowerSums:
+        """Return the sums of the one vector that all n vectors make when joined, as arrays of shape (1,)."""
+        top = self.exponent[self.nonzeros > 0].max(initial=np.iinfo(np.int64).min)
+        if not self.nonzeros.any():
+            top = np.int64(0)
+        # A vector of tiny scale beside a huge one may underflow to 0 here, which only q near 0 could notice;
+        # exp2 of the scaled difference keeps it exactly as small as it is.
+        shift = np.where(self.nonzeros > 0, self.exponent - top, 0).astype(np.float64)
+        return PowerSums(
+            size=self.size.sum(keepdims=True),
+            nonzeros=self.nonzeros.sum(keepdims=True),
+            largest=self.largest.max(keepdims=True, initial=0.0),
+            exponent=np.array([top], dtype=np.int64),
+            sums={q: (total * np.exp2(q * shift)).sum(keepdims=True) for q, total in self.sums.items()},
+        )
+
+
+def join(parts: Sequence[PowerSums]) -> PowerSums:
+    """Return the sums of all vectors of several parts, in order, as one value.
+
+    Raises:
+        ValueError: no parts, or parts with different orders.
+    """
+    if not parts:
+        raise ValueError("parts is empty. Join at least one PowerSums.")
+    orders = set(parts[0].sums)
+    if any(set(part.sums) != orders for part in parts):
+        raise ValueError("parts hold different orders. Take all sums with the same orders.")
+    return PowerSums(
+        size=np.concatenate([part.size for part in parts]),
+        nonzeros=np.concatenate([part.nonzeros for part in parts]),
+        largest=np.concatenate([part.largest for part in parts]),
+        exponent=np.concatenate([part.exponent for part in parts]),
+        sums={q: np.concatenate([part.sums[q] for part in parts]) for q in parts[0].sums},
+    )
+
+
+def power_sums(w: npt.ArrayLike, orders: Sequence[float], axis: int = -1) -> PowerSums:
+    """Return the scaled power sums of every vector along an axis, for several orders in one pass.
+
+    Args:
+        w: real array with d ≥ 1 entries along ``axis``, finite.
+        orders: the orders q, each 0 < q < ∞.
+        axis: the axis that is a vector.
+
+    Returns:
+        Sums whose arrays have ``w``'s shape without ``axis``.
+
+    Raises:
+        TypeError: ``w`` is not numeric.
+        ValueError: an empty axis, or a NaN or infinite entry.
+    """
+    array = np.moveaxis(np.atleast_1d(finite_array(w, "w")), axis, -1)
+    if array.shape[-1] == 0:
+        raise ValueError(f"w has no entries along axis {axis} (shape {np.shape(w)}). Pass at least one.")
+    magnitude = np.abs(array)
+    largest = magnitude.max(axis=-1, initial=0.0)
+    # frexp: largest = f·2^e with f in [½, 1). Dividing by 2^e is exact.
+    exponent = np.frexp(largest)[1].astype(np.int64)
+    scaled = np.ldexp(magnitude, -exponent[..., None])
+    tiny = (magnitude > 0) & (scaled < _SAFE)
+    sums: dict[float, Array] = {}
+    for q in orders:
+        if q == 1.0:
+            powers = scaled
+        elif q == 2.0:
+            powers = scaled * scaled
+        elif q == 0.5:
+            powers = np.sqrt(scaled)
+        else:
+            powers = scaled**q
+        if tiny.any():
+            logs = np.log(magnitude[tiny]) - np.broadcast_to(exponent[..., None], tiny.shape)[tiny] * _LOG2
+            powers = np.array(powers)
+            powers[tiny] = np.exp(q * logs)
+        sums[q] = powers.sum(axis=-1)
+    return PowerSums(
+        size=np.full(largest.shape, array.shape[-1], dtype=np.int64),
+        nonzeros=np.count_nonzero(magnitude, axis=-1).astype(np.int64, copy=False)
+        if array.ndim > 1
+        else np.asarray(np.count_nonzero(magnitude), dtype=np.int64),
+        largest=largest,
+        exponent=exponent,
+        sums=sums,
+    )

@@ -1,0 +1,153 @@
+"""What pruning a unit, a layer and a chain of layers can change in the outputs.
+
+Errors are measured in L2 over a distribution of inputs (root mean square), which may be that of a data set. A unit is
+f(X) = Σ_j w_j X_j + b; pruning removes part v of w and leaves the bias alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from ellq.theory.approximation import stechkin_bound
+from ellq.theory.arguments import Array, finite_array, order_below_one, real_number
+from ellq.theory.rounding import norm_error, outward, product_error
+
+
+def unit_error_observed(removed: npt.ArrayLike, inputs: npt.ArrayLike) -> float:
+    """Return the root mean square change of a linear unit over given inputs: (mean (Xv)²)^½.
+
+    Args:
+        removed: v, the part of the weights that was removed, shape (d,).
+        inputs: X, shape (n, d), n ≥ 1.
+
+    Returns:
+        The error, in the units of the unit's output.
+
+    Raises:
+        TypeError: an argument is not numeric.
+        ValueError: wrong dimensions, or a NaN or infinite entry.
+
+    Reference: by definition.
+    """
+    v = finite_array(removed, "removed", ndim=1)
+    X = finite_array(inputs, "inputs", ndim=2)
+    return float(np.sqrt(np.mean((X @ v) ** 2)))
+
+
+def unit_error_l1(removed: npt.ArrayLike, scale: float) -> float:
+    """Bound a linear unit's error by the ℓ1 norm of what was removed.
+
+        ‖Σ v_j X_j‖_{L2} ≤ B·‖v‖_1        B ≥ max_j ‖X_j‖_{L2}
+
+    Holds for any correlation of the inputs; equality when all inputs are equal and v has one sign. Rounded up.
+
+    Args:
+        removed: v, shape (d,), finite.
+        scale: B ≥ 0, in the units of the inputs.
+
+    Returns:
+        The bound, in the units of the unit's output.
+
+    Raises:
+        TypeError: an argument is not numeric.
+        ValueError: ``scale`` < 0, or ``removed`` not a finite vector.
+
+    Reference: triangle inequality; the linear-unit theorem of Yang et al. 2022 as reconstructed, case (a).
+    """
+    v = finite_array(removed, "removed", ndim=1)
+    return float(outward(_scale(scale) * np.abs(v).sum(), norm_error(v.size, 1.0)))
+
+
+def unit_error_lq(w: npt.ArrayLike, retained: int, *, q: float, scale: float) -> float:
+    """Bound a linear unit's error after magnitude pruning by the ℓq quasi-norm of its weights.
+
+        ‖Σ v_j X_j‖_{L2} ≤ B·c·‖w‖_q·k^(1 − 1/q)        c = q(1 − q)^(1/q − 1)
+
+    k largest weights kept, B ≥ max_j ‖X_j‖_{L2}, any correlation of the inputs. The rate k^(1−1/q) is sharp when
+    inputs are equal; the faster k^(1/2−1/q) needs uncorrelated inputs or reweighted survivors. Rounded up.
+
+    Args:
+        w: weights before pruning, shape (d,), finite.
+        retained: k, 1 ≤ k ≤ d.
+        q: order, 0 < q < 1.
+        scale: B ≥ 0, in the units of the inputs.
+
+    Returns:
+        The bound, in the units of the unit's output.
+
+    Raises:
+        TypeError: an argument is not numeric.
+        ValueError: ``q`` outside (0, 1), ``retained`` outside [1, d], ``scale`` < 0, or ``w`` not a finite vector.
+        OverflowError: ‖w‖_q exceeds float64.
+
+    Reference: the linear-unit theorem of Yang et al. 2022 (arXiv 2206.05604) as reconstructed, case (a); its
+    constant ours, by ``stechkin_constant(q, 1)``.
+    """
+    tail = stechkin_bound(w, retained, q=order_below_one(q), p=1.0)
+    return float(outward(_scale(scale) * tail, product_error(1)))
+
+
+def chain_error(
+    local_errors: Sequence[npt.ArrayLike], gains: Sequence[npt.ArrayLike], lipschitz: Sequence[npt.ArrayLike]
+) -> list[float]:
+    """Bound how errors made in each layer of a chain add up at its later layers.
+
+        E_0 = 0,   E_l = ρ_l·(T_l·E_{l−1} + δ_l)
+
+    E_l bounds, for every unit after layer l's activation, the L2 distance between dense and pruned net. Rounded up.
+
+    Args:
+        local_errors: δ_l ≥ 0 for each layer: the largest L2 error of one unit's pre-activation caused by changing
+            that layer's weights alone, on the dense net's inputs to it.
+        gains: T_l ≥ 0: the largest ℓ1 norm of a row of the *pruned* layer.
+        lipschitz: ρ_l ≥ 0: Lipschitz constant of what follows the layer (activation, pooling), 1 for none.
+
+    Returns:
+        E_1 … E_L, in the units of the activations.
+
+    Raises:
+        ValueError: sequences of different lengths, or a negative or non-finite entry.
+
+    Reference: the multi-layer theorem of Yang et al. 2022 (arXiv 2206.05604) as reconstructed.
+    """
+    if not len(local_errors) == len(gains) == len(lipschitz):
+        raise ValueError(
+            f"local_errors, gains and lipschitz have lengths {len(local_errors)}, {len(gains)} and"
+            f" {len(lipschitz)}. Give one of each per layer."
+        )
+    bounds: list[float] = []
+    error = 0.0
+    for delta, gain, rho in zip(local_errors, gains, lipschitz, strict=True):
+        step = _scale(rho, "lipschitz") * (_scale(gain, "gains") * error + _scale(delta, "local_errors"))
+        error = float(outward(step, product_error(3))) if step > 0 else 0.0
+        bounds.append(error)
+    return bounds
+
+
+def column_scale(inputs: npt.ArrayLike) -> Array:
+    """Return ‖X_j‖_{L2} of every input over given samples: the root mean square of each column.
+
+    Args:
+        inputs: X, shape (n, d), n ≥ 1, finite.
+
+    Returns:
+        Array of shape (d,), rounded up, in the units of the inputs.
+
+    Raises:
+        TypeError: ``inputs`` is not numeric.
+        ValueError: not a matrix, or a NaN or infinite entry.
+
+    Reference: by definition.
+    """
+    X = finite_array(inputs, "inputs", ndim=2)
+    return outward(np.sqrt(np.mean(X * X, axis=0)), norm_error(X.shape[0], 2.0))
+
+
+def _scale(value: npt.ArrayLike, name: str = "scale") -> float:
+    number = real_number(value, name)
+    if not 0 <= number < np.inf:
+        raise ValueError(f"{name}={number:g} is negative or infinite. Pass a finite value >= 0.")
+    return number

@@ -1,0 +1,119 @@
+"""Skeleton rules: which columns to keep, each choice made on what the ones before it could not explain.
+
+All work on second moments G = XᵀX alone. Eliminating column j from G is one step of a pivoted Cholesky
+factorisation, which on G is what one step of pivoted QR is on X.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ellq.theory.arguments import Array, Indices, count
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The columns a rule chose and the factor that explains the others by them.
+
+    Attributes:
+        indices: chosen columns in order of choice, shape (k,).
+        rank: how many of them were independent to working precision; later ones explain nothing new.
+        factor: rows of the pivoted Cholesky factor, shape (rank, m): G ≈ factorᵀ·factor.
+        feature_errors: ‖X − X_S T‖_F² after 0 … k choices, shape (k + 1,).
+    """
+
+    indices: Indices
+    rank: int
+    factor: Array
+    feature_errors: Array
+
+    def first(self, k: int) -> Selection:
+        """Return what the rule had chosen after k choices."""
+        rank = min(k, self.rank)
+        return Selection(self.indices[:k], rank, self.factor[:rank], self.feature_errors[: k + 1])
+
+
+def pivoted_qr(G: Array, retained: int) -> Selection:
+    """Choose the column with the largest residual, again and again (Businger–Golub pivoting).
+
+    Ties go to the lowest index. Columns that are combinations of those chosen are taken last.
+
+    Args:
+        G: XᵀX, shape (m, m), symmetric positive semidefinite.
+        retained: k, 1 ≤ k ≤ m.
+
+    Returns:
+        The selection, in order.
+
+    Raises:
+        TypeError: ``retained`` is not a whole number.
+        ValueError: ``retained`` outside [1, m].
+
+    Reference: Businger & Golub 1965; the rule of Chee et al. 2021 (arXiv 2108.00065).
+    """
+    return _eliminate(G, None, retained)
+
+
+def output_aware(G: Array, R: Array, retained: int) -> Selection:
+    """Choose the column that most reduces the least-squares error of the targets, again and again.
+
+        j = argmax ‖(R̃)_j‖² / S_jj        S: Schur complement of G, R̃ = S-step residual of R = XᵀY
+
+    The decrease is exact for the refitted consumer. Ties go to the lowest index.
+
+    Args:
+        G: XᵀX, shape (m, m), symmetric positive semidefinite.
+        R: XᵀY, shape (m, c).
+        retained: k, 1 ≤ k ≤ m.
+
+    Returns:
+        The selection, in order.
+
+    Raises:
+        TypeError: ``retained`` is not a whole number.
+        ValueError: ``retained`` outside [1, m].
+
+    Reference: orthogonal least squares (Chen, Billings & Luo 1989) with several targets.
+    """
+    return _eliminate(G, R, retained)
+
+
+def _eliminate(G: Array, R: Array | None, retained: int) -> Selection:
+    m = G.shape[0]
+    k = count(retained, "retained", low=1, high=m)
+    residual = np.diag(G).copy()
+    # A residual below this share of its column's own energy is rounding: the column is explained already.
+    negligible = 8 * m * np.finfo(np.float64).eps * residual
+    targets = None if R is None else R.copy()
+    factor = np.zeros((k, m))
+    indices = np.empty(k, dtype=np.intp)
+    errors = np.zeros(k + 1)
+    errors[0] = residual.sum()
+    free = residual > negligible
+    step = 0
+    while step < k and free.any():
+        if targets is None:
+            score = np.where(free, residual, -np.inf)
+        else:
+            with np.errstate(divide="ignore", invalid="ignore"):
+                score = np.where(free, (targets * targets).sum(axis=1) / residual, -np.inf)
+        j = int(np.argmax(score))
+        pivot = np.sqrt(residual[j])
+        row = (G[j] - factor[:step, j] @ factor[:step]) / pivot
+        row[indices[:step]] = 0.0
+        row[j] = pivot
+        if targets is not None:
+            targets -= np.outer(row, targets[j] / pivot)
+        residual -= row * row
+        residual[j] = 0.0
+        np.maximum(residual, 0.0, out=residual)
+        free &= residual > negligible
+        factor[step], indices[step] = row, j
+        step += 1
+        errors[step] = residual[free].sum()
+    errors[step + 1 :] = errors[step]
+    if step < k:  # the rest explain nothing; the lowest indices make the choice repeatable
+        indices[step:] = np.setdiff1d(np.arange(m), indices[:step])[: k - step]
+    return Selection(indices, step, factor[:step], errors)

@@ -1,0 +1,253 @@
+"""The theorems ellq relies on, each registered with both of its sides, its assumptions and its source."""
+
+from __future__ import annotations
+
+import numpy as np
+import sympy
+
+from ellq.theory.approximation import (
+    best_term_error,
+    best_term_errors,
+    retained_necessary,
+    retained_sufficient,
+    stechkin_bound,
+)
+from ellq.theory.arguments import Array
+from ellq.theory.id_bounds import skeleton_output_bound, skeleton_residual
+from ellq.theory.propagation import (
+    chain_error,
+    column_scale,
+    unit_error_l1,
+    unit_error_lq,
+    unit_error_observed,
+)
+from ellq.theory.rounding import norm_error
+from ellq.theory.statements import Assumption, Statement, register
+
+finite_weights = Assumption("finite", "all weights are finite.", lambda case: bool(np.isfinite(case["w"]).all()))
+some_weight = Assumption("non-zero", "some weight is not zero.", lambda case: bool(np.any(case["w"])))
+orders_rise_to_p = Assumption("q < p", "0 < q < p < ∞.", lambda case: 0 < case["q"] < case["p"] < np.inf)
+orders_rise_to_q = Assumption("p < q", "0 < p < q < ∞.", lambda case: 0 < case["p"] < case["q"] < np.inf)
+quasi_order = Assumption("q < 1", "0 < q < 1.", lambda case: 0 < case["q"] < 1)
+keeps_some = Assumption(
+    "1 ≤ k ≤ d", "between 1 and d entries are kept.", lambda case: 1 <= case["retained"] <= np.size(case["w"])
+)
+tolerance_is_share = Assumption("0 < tol < 1", "the tolerance is a share.", lambda case: 0 < case["tol"] < 1)
+
+
+def _symbol(latex: str) -> sympy.Symbol:
+    # A name in braces is printed verbatim, which lets a norm stand as one symbol.
+    return sympy.Symbol(f"{{{latex}}}", positive=True)
+
+
+p, q, k, N, eta, tol = sympy.symbols("p q k N eta tol", positive=True)
+_best_error, _tail_q = _symbol(r"\sigma_k(w)_p"), _symbol(r"\sigma_k(w)_q")
+_norm_q = _symbol(r"\|w\|_q")
+
+
+def _stechkin_formula() -> sympy.Basic:
+    ratio = q / p
+    constant = (ratio**ratio * (1 - ratio) ** (1 - ratio)) ** (1 / q)
+    return sympy.Le(_best_error, constant * k ** (1 / p - 1 / q) * _norm_q)
+
+
+STECHKIN = register(
+    Statement(
+        id="stechkin",
+        title="Best k-term error from the ℓq quasi-norm",
+        reference="Foucart & Rauhut 2013, Theorem 2.5",
+        status="classical",
+        assumptions=(finite_weights, orders_rise_to_p, keeps_some),
+        observed=lambda w, retained, q, p: best_term_error(w, retained, p=p),
+        bound=lambda w, retained, q, p: stechkin_bound(w, retained, q=q, p=p),
+        relative_error=lambda w, retained, q, p: norm_error(np.size(w), p),
+        formula=_stechkin_formula,
+    )
+)
+
+
+def _mass_ratio(w: Array, retained: int, p: float) -> float:
+    tails = best_term_errors(w, p) / float(np.max(np.abs(w)))
+    kept = tails[0] ** p - tails[retained] ** p
+    return float(tails[retained] ** p / kept)
+
+
+def _necessary_formula() -> sympy.Basic:
+    return sympy.Le(N * (1 + eta) ** (-q / (q - p)), k)
+
+
+RETAINED_NECESSARY = register(
+    Statement(
+        id="retained-necessary",
+        title="Entries that must be kept for a given ratio of removed to kept mass",
+        reference="Diao et al. 2023 (arXiv 2302.05601), Theorem 2",
+        status="published",
+        assumptions=(finite_weights, some_weight, orders_rise_to_q, keeps_some),
+        observed=lambda w, retained, p, q: retained_necessary(w, _mass_ratio(w, retained, p), p=p, q=q),
+        bound=lambda w, retained, p, q: float(retained),
+        # The ratio's own rounding enters through (1 + η)^(−q/(q−p)).
+        relative_error=lambda w, retained, p, q: (4 + 2 * p) * norm_error(np.size(w), p) * q / (q - p),
+        formula=_necessary_formula,
+    )
+)
+
+
+def _tail_at_sufficient(w: Array, tol: float, p: float, q: float) -> float:
+    enough = int(np.ceil(retained_sufficient(w, tol, p=p, q=q)))
+    tails = best_term_errors(w, q)
+    return float(tails[min(enough, tails.size - 1)] / tails[0]) if tails[0] > 0 else 0.0
+
+
+def _sufficient_formula() -> sympy.Basic:
+    ratio = p / q
+    enough = N * ratio ** (p / (q - p)) * (1 - ratio) * tol ** (-p * q / (q - p))
+    return sympy.Implies(sympy.Ge(k, enough), sympy.Le(_tail_q, tol * _norm_q))
+
+
+RETAINED_SUFFICIENT = register(
+    Statement(
+        id="retained-sufficient",
+        title="Entries that are enough for a relative tail",
+        reference="ours, the Stechkin bound solved for k",
+        status="ours",
+        assumptions=(finite_weights, some_weight, orders_rise_to_q, tolerance_is_share),
+        observed=_tail_at_sufficient,
+        bound=lambda w, tol, p, q: float(tol),
+        relative_error=lambda w, tol, p, q: 2 * norm_error(np.size(w), q),
+        formula=_sufficient_formula,
+    )
+)
+
+
+def _removed(w: Array, retained: int) -> Array:
+    v = np.array(w, dtype=np.float64)
+    v[np.argsort(-np.abs(v), kind="stable")[:retained]] = 0.0
+    return v
+
+
+def _linear_unit_formula() -> sympy.Basic:
+    error, scale = _symbol(r"\|f - \hat f\|_{L_2}"), sympy.Symbol("B", positive=True)
+    return sympy.Le(error, scale * q * (1 - q) ** (1 / q - 1) * _norm_q * k ** (1 - 1 / q))
+
+
+LINEAR_UNIT = register(
+    Statement(
+        id="linear-unit-l1",
+        title="Error of a magnitude-pruned linear unit, inputs correlated in any way",
+        reference="Yang et al. 2022 (arXiv 2206.05604), linear-unit theorem as reconstructed, case (a)",
+        status="reconstructed",
+        assumptions=(finite_weights, quasi_order, keeps_some),
+        observed=lambda w, retained, q, inputs: unit_error_observed(_removed(w, retained), inputs),
+        bound=lambda w, retained, q, inputs: unit_error_lq(w, retained, q=q, scale=float(column_scale(inputs).max())),
+        # |fl(Xv) − Xv| ≤ d·u·|X||v| entrywise, whose L2 norm is at most B‖v‖₁ ≤ bound.
+        relative_error=lambda w, retained, q, inputs: (
+            norm_error(np.size(w), 1.0) + norm_error(np.shape(inputs)[0], 2.0)
+        ),
+        formula=_linear_unit_formula,
+    )
+)
+
+
+def _prune_rows(W: Array, retained: int) -> Array:
+    return W - np.stack([_removed(row, retained) for row in W])
+
+
+def _relu_chain(layers: list[tuple[Array, Array]], inputs: Array) -> list[Array]:
+    features = [np.asarray(inputs, dtype=np.float64)]
+    for W, b in layers:
+        features.append(np.maximum(features[-1] @ W.T + b, 0.0))
+    return features
+
+
+def _chain_observed(layers: list[tuple[Array, Array]], retained: int, inputs: Array) -> float:
+    dense = _relu_chain(layers, inputs)[-1]
+    pruned = _relu_chain([(_prune_rows(W, retained), b) for W, b in layers], inputs)[-1]
+    return float(np.sqrt(np.mean((dense - pruned) ** 2, axis=0)).max())
+
+
+def _chain_bound(layers: list[tuple[Array, Array]], retained: int, inputs: Array) -> float:
+    features = _relu_chain(layers, inputs)
+    scales = [float(column_scale(f).max()) for f in features[:-1]]
+    kept = [_prune_rows(W, retained) for W, _ in layers]
+    local = [
+        max(unit_error_l1(v, scale) for v in W - W_kept)
+        for (W, _), W_kept, scale in zip(layers, kept, scales, strict=True)
+    ]
+    gains = [float(np.abs(W).sum(axis=1).max()) for W in kept]
+    return chain_error(local, gains, [1.0] * len(layers))[-1]
+
+
+def _chain_rounding(layers: list[tuple[Array, Array]], retained: int, inputs: Array) -> float:
+    # Forward errors do not shrink with the bound: they scale with the activations, so they are put relative to it.
+    bound = _chain_bound(layers, retained, inputs)
+    if bound == 0:
+        return 0.0
+    size, error = 1.0 * np.max(np.abs(inputs)), 0.0
+    for W, b in layers:
+        gain = float(np.abs(W).sum(axis=1).max())
+        size = gain * size + float(np.abs(b).max())
+        error = gain * error + norm_error(W.shape[1] + 1, 1.0) * size
+    return 2 * error / bound + norm_error(np.shape(inputs)[0], 2.0)
+
+
+def _multilayer_formula() -> sympy.Basic:
+    depth, layer, later = sympy.symbols("L l j", integer=True, positive=True)
+    rho = sympy.Symbol("rho", positive=True)
+    delta, gain = sympy.IndexedBase("delta"), sympy.IndexedBase("T")
+    amplification = rho ** (depth - layer + 1) * sympy.Product(gain[later], (later, layer + 1, depth))
+    return sympy.Le(_symbol(r"\|h_L - \hat h_L\|_{L_2}"), sympy.Sum(delta[layer] * amplification, (layer, 1, depth)))
+
+
+MULTILAYER = register(
+    Statement(
+        id="multilayer",
+        title="Error of a chain of pruned layers with ReLU between",
+        reference="Yang et al. 2022 (arXiv 2206.05604), multi-layer theorem as reconstructed",
+        status="reconstructed",
+        assumptions=(
+            Assumption(
+                "finite",
+                "all weights are finite.",
+                lambda case: all(np.isfinite(W).all() and np.isfinite(b).all() for W, b in case["layers"]),
+            ),
+        ),
+        observed=_chain_observed,
+        bound=_chain_bound,
+        relative_error=_chain_rounding,
+        formula=_multilayer_formula,
+    )
+)
+
+
+def _risk_formula() -> sympy.Basic:
+    n = sympy.Symbol("n", positive=True)
+    error, residual = _symbol(r"\|(A - A_J T)u\|_2"), _symbol(r"\|A - A_J T\|_2")
+    return sympy.Le(error / sympy.sqrt(n), residual * _symbol(r"\|u\|_2") / sympy.sqrt(n))
+
+
+RISK_EMPIRICAL = register(
+    Statement(
+        id="risk-empirical",
+        title="Error of a unit whose inputs are replaced by their skeleton",
+        reference="Chee et al. 2021 (arXiv 2108.00065), empirical risk bound as reconstructed",
+        status="reconstructed",
+        assumptions=(
+            Assumption("finite", "all features are finite.", lambda case: bool(np.isfinite(case["features"]).all())),
+        ),
+        observed=lambda features, indices, interpolation, consumer: unit_error_observed(
+            consumer, skeleton_residual(features, indices, interpolation, np.zeros(np.shape(features)[1]))
+        ),
+        bound=lambda features, indices, interpolation, consumer: float(
+            skeleton_output_bound(
+                skeleton_residual(features, indices, interpolation, np.zeros(np.shape(features)[1])),
+                np.asarray(consumer)[None],
+            )[0]
+        ),
+        # Both sides start from the same computed residual E; |fl(Eu) − Eu| ≤ m·u·|E||u| ≤ m^1.5·u·‖E‖₂‖u‖.
+        relative_error=lambda features, indices, interpolation, consumer: (
+            norm_error(np.shape(features)[1], 1.0) * float(np.sqrt(np.shape(features)[1]))
+            + norm_error(np.shape(features)[0], 2.0)
+        ),
+        formula=_risk_formula,
+    )
+)

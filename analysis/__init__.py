@@ -1,5 +1,6 @@
 """Models and data, read only: measures of weights, data sets, built-in nets, accuracy and cost."""
 
+from ellq.analysis import datasets as datasets
 from ellq.analysis.calibration import Calibration as Calibration
 from ellq.analysis.calibration import as_batches as as_batches
 from ellq.analysis.calibration import inputs_of as inputs_of
@@ -7,7 +8,6 @@ from ellq.analysis.checkpoints import read_checkpoint as read_checkpoint
 from ellq.analysis.cost import Cost as Cost
 from ellq.analysis.cost import cost as cost
 from ellq.analysis.datasets import Dataset as Dataset
-from ellq.analysis.datasets import load as load_dataset
 from ellq.analysis.datasets import partition as partition
 from ellq.analysis.datasets import refuse_overlap as refuse_overlap
 from ellq.analysis.evaluate import accuracy as accuracy
@@ -16,6 +16,8 @@ from ellq.analysis.evaluate import predict as predict
 from ellq.analysis.files import new_folder as new_folder
 from ellq.analysis.files import write_bytes as write_bytes
 from ellq.analysis.files import write_text as write_text
+from ellq.analysis.nets import PRETRAINED_MEAN as PRETRAINED_MEAN
+from ellq.analysis.nets import PRETRAINED_STD as PRETRAINED_STD
 from ellq.analysis.nets import cifar_resnet as cifar_resnet
 from ellq.analysis.nets import mlp as mlp
 from ellq.analysis.nets import pretrained as pretrained

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.nn.modules.conv import _ConvTransposeNd
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
+from ellq.analysis.unit_rows import to_unit_rows, transposed_groups
 from ellq.theory.arguments import Array, refuse_nonfinite
 
 _NEEDS_MODULE = "its effective weight is computed by the model; pass the model instead of its state dict"
@@ -140,7 +140,7 @@ def _of_module(model: nn.Module) -> Iterator[_Candidate]:
         if any(parent in hidden for parent in _parents(path)):
             continue
         prefix = f"{path}." if path else ""
-        groups = _transposed_groups(module)
+        groups = transposed_groups(module)
         if parametrize.is_parametrized(module):
             hidden.add(f"{prefix}parametrizations")
             for name in module.parametrizations:
@@ -244,18 +244,9 @@ def _read(candidate: _Candidate) -> WeightMatrix:
     else:
         array = np.asarray(value, dtype=np.float64)
     refuse_nonfinite(array, f"Weight {candidate.name!r}")
-    units = _unit_rows(array, candidate.transposed_groups)
+    units = to_unit_rows(array, candidate.transposed_groups)
     units.flags.writeable = False  # a float64 weight is not copied
     return WeightMatrix(candidate.name, tuple(array.shape), units, note)
-
-
-def _unit_rows(array: Array, transposed_groups: int) -> Array:
-    """Return shape (units, entries); for a ConvTranspose from (in, out/groups, …), one row per output channel."""
-    if transposed_groups:
-        inputs, outputs, *_ = array.shape
-        grouped = array.reshape(transposed_groups, inputs // transposed_groups, outputs, -1)
-        array = grouped.swapaxes(1, 2).reshape(transposed_groups * outputs, -1)
-    return array.reshape(array.shape[0], -1)
 
 
 def _effective(module: nn.Module, name: str) -> object:
@@ -310,15 +301,6 @@ def _identity(state: Mapping[str, Any], name: str) -> Hashable | None:
         place = (value.device, value.untyped_storage().data_ptr(), value.storage_offset())
         return (*place, tuple(value.shape), value.stride(), value.dtype)
     return None
-
-
-def _transposed_groups(module: nn.Module) -> int:
-    if isinstance(module, _ConvTransposeNd):
-        return module.groups
-    # A scripted module has lost its class and keeps its name.
-    if str(getattr(module, "original_name", "")).startswith("ConvTranspose"):
-        return int(getattr(module, "groups", 1))
-    return 0
 
 
 def _is_quantised(module: nn.Module) -> bool:

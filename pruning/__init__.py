@@ -2,6 +2,8 @@
 
 from ellq.pruning.artefact import load as load
 from ellq.pruning.artefact import save as save
+from ellq.pruning.artefact import write_into as write_into
+from ellq.pruning.chain_bounds import chain_bounds as chain_bounds
 from ellq.pruning.coupling import HiddenLayer as HiddenLayer
 from ellq.pruning.coupling import hidden_layers as hidden_layers
 from ellq.pruning.hidden_units import plan_hidden_units as plan_hidden_units
@@ -10,3 +12,7 @@ from ellq.pruning.plan import Plan as Plan
 from ellq.pruning.prune import apply as apply
 from ellq.pruning.prune import plan as plan
 from ellq.pruning.prune import prune as prune
+from ellq.pruning.sweep import Splits as Splits
+from ellq.pruning.sweep import largest_within as largest_within
+from ellq.pruning.sweep import sweep as sweep
+from ellq.pruning.training import train_classifier as train_classifier

@@ -22,73 +22,68 @@ def retained_of(total: int, sparsity: float) -> int:
     return total - math.ceil(Fraction(repr(sparsity)) * total)
 
 
-def tail_shares(units: Array, *, p: float) -> Array:
-    """Return, for every unit and rank i, the share of the unit that would go if only i weights were kept.
-
-        s_i = Σ_{j>i} |w|_(j)^p / ‖w‖_p^p        1 = s_0 ≥ s_1 ≥ … ≥ s_{d−1}
-
-    A unit kept to relative tolerance t needs exactly the weights with s_i > t^p, so one threshold on these shares
-    gives every unit the same relative error. 0 throughout for a zero unit.
-
-    Args:
-        units: one unit per row, shape (units, d), finite.
-        p: order in which the error is measured.
-
-    Returns:
-        Array of shape (units, d), column i for the (i+1)-th largest weight.
-
-    Reference: ours; for p = 2 and one unit per layer it orders weights as LAMP does (Lee et al. 2021).
-    """
-    falling = -np.sort(-np.abs(units), axis=1)
-    largest = falling[:, :1]
-    # Divided by the largest first, so that squares of tiny weights do not vanish.
-    powers = np.divide(falling, largest, out=np.zeros_like(falling), where=largest > 0) ** p
-    tails = np.cumsum(powers[:, ::-1], axis=1)[:, ::-1]
-    total = tails[:, :1]
-    return np.asarray(np.divide(tails, total, out=np.zeros_like(tails), where=total > 0))
-
-
-def by_tolerance(layers: Sequence[Array], tol: float, *, p: float) -> list[Counts]:
-    """Return, for every unit, the fewest weights whose removed rest is within ``tol``·‖w‖_p.
+def by_tolerance(layers: Sequence[Array], tol: float) -> list[Counts]:
+    """Return, for every unit, the fewest weights whose removed rest is within ``tol``·‖w‖_2.
 
     Args:
         layers: one array of units per layer, each of shape (units, d).
         tol: relative tolerance, 0 < tol < 1.
-        p: order in which the error is measured.
 
     Returns:
         One array of counts per layer; at least 1 for a non-zero unit, 0 for a zero one.
 
     Reference: ours; exact, by one sort per unit.
     """
-    return [np.count_nonzero(tail_shares(units, p=p) > tol**p, axis=1).astype(np.int64) for units in layers]
+    return [np.count_nonzero(_tail_shares(units) > tol**2, axis=1).astype(np.int64) for units in layers]
 
 
-def by_budget(layers: Sequence[Array], retained: int, *, p: float) -> list[Counts]:
-    """Return counts that sum to a budget and make the largest relative error of any unit as small as possible.
+def _tail_shares(units: Array) -> Array:
+    """Return σ_i(w)_2²/‖w‖_2² of every unit for i = 0 … d − 1 weights kept; 0 throughout for a zero unit."""
+    squares = np.sort(_scaled(units, np.abs(units).max(axis=1, keepdims=True)) ** 2, axis=1)
+    tails = np.cumsum(squares, axis=1)[:, ::-1]
+    total = tails[:, :1]
+    return np.asarray(np.divide(tails, total, out=np.zeros_like(tails), where=total > 0))
 
-    Every non-zero unit keeps at least one weight. Ties go to the earlier layer, unit and larger weight.
+
+def by_budget(layers: Sequence[Array], retained: int) -> list[Counts]:
+    """Return the counts that make the layers' relative squared errors, added up, as small as a budget allows.
+
+        minimise Σ_l Σ_{i in l} σ_{k_i}(w_i)_2² / ‖W_l‖_F²   subject to Σ k_i = retained, k_i ≥ 1
+
+    ‖ΔW_l‖_F/‖W_l‖_F is the relative error of a layer's outputs when its inputs are uncorrelated and of one size. The
+    errors are convex in each k_i, so taking the largest w²/‖W_l‖_F² first is optimal. Every non-zero unit keeps at
+    least one weight; ties go to the earlier layer, unit and weight.
 
     Args:
         layers: one array of units per layer, each of shape (units, d).
         retained: the total to keep, from the number of non-zero units to the number of weights.
-        p: order in which the error is measured.
 
     Returns:
         One array of counts per layer, summing to ``retained``.
 
-    Reference: ours; a threshold on ``tail_shares`` is optimal because each unit's error falls with its count.
+    Reference: ours.
     """
-    shares = [tail_shares(units, p=p) for units in layers]
-    joined = np.concatenate([s.ravel() for s in shares])
+    scores = []
+    for units in layers:
+        scaled = _scaled(units, np.abs(units).max(keepdims=True))
+        energy = float((scaled**2).sum())
+        score = scaled / np.sqrt(energy) if energy > 0 else scaled
+        first = np.argmax(score, axis=1)[:, None]
+        np.put_along_axis(score, first, np.where(np.take_along_axis(score, first, 1) > 0, np.inf, 0.0), 1)
+        scores.append(score)
+    joined = np.concatenate([score.ravel() for score in scores])
     kept = np.zeros(joined.size, dtype=bool)
-    # A stable sort on the negated share takes ties in order.
     kept[np.argsort(-joined, kind="stable")[:retained]] = True
-    counts, start = [], 0
-    for s in shares:
-        counts.append(kept[start : start + s.size].reshape(s.shape).sum(axis=1).astype(np.int64))
-        start += s.size
-    return counts
+    ends = np.cumsum([score.size for score in scores])[:-1]
+    return [
+        part.reshape(score.shape).sum(axis=1).astype(np.int64)
+        for part, score in zip(np.split(kept, ends), scores, strict=True)
+    ]
+
+
+def _scaled(units: Array, largest: Array) -> Array:
+    """Return magnitudes divided by the largest, so that squares of tiny weights do not vanish."""
+    return np.asarray(np.divide(np.abs(units), largest, out=np.zeros_like(units), where=largest > 0))
 
 
 def yang2022(layers: Sequence[Array], eta: float, *, q: float) -> list[Counts]:
@@ -106,19 +101,13 @@ def yang2022(layers: Sequence[Array], eta: float, *, q: float) -> list[Counts]:
 
     Reference: Yang et al. 2022 (arXiv 2206.05604), as in the authors' code of May 2022, first variant.
     """
-    counts = []
-    for units in layers:
-        exact = power_sums(units, (q, 1.0)).effective_count(q, 1.0) * (1 + eta) ** (-1 / (1 - q))
-        # A count that is whole but for rounding must not be lifted to the next.
-        m = np.ceil(exact * (1 - 1e-12)).astype(np.int64)
-        counts.append(np.clip(m, (exact > 0).astype(np.int64), units.shape[1]))
-    return counts
+    return _scaled_counts(layers, _effective_counts(layers, q), -math.log1p(eta) / (1 - q))
 
 
 def yang2022_budget(layers: Sequence[Array], retained: int, *, q: float) -> tuple[list[Counts], float]:
     """Return the authors' counts at the least η for which they sum to at most a budget, and that η.
 
-    η may be negative where the counts at η = 0 already undercut the budget; then it only scales the counts up.
+    η is negative where the counts at η = 0 undercut the budget; it then only scales the counts up.
 
     Args:
         layers: one array of units per layer, each of shape (units, d).
@@ -130,13 +119,23 @@ def yang2022_budget(layers: Sequence[Array], retained: int, *, q: float) -> tupl
 
     Reference: the rule of Yang et al. 2022; solving it for a budget is ours.
     """
-
-    def total(log_scale: float) -> int:
-        return sum(int(c.sum()) for c in yang2022(layers, np.expm1(-log_scale), q=q))
-
-    low, high = -60.0, 60.0  # log of 1/(1 + η): from every count at its minimum to every count at d
+    effective = _effective_counts(layers, q)
+    low, high = -50.0, 50.0  # log of the factor on N: from every count at its minimum to every count at d
     for _ in range(100):
         middle = (low + high) / 2
-        low, high = (middle, high) if total(middle) <= retained else (low, middle)
-    eta = float(np.expm1(-low))
-    return yang2022(layers, eta, q=q), eta
+        total = sum(int(counts.sum()) for counts in _scaled_counts(layers, effective, middle))
+        low, high = (middle, high) if total <= retained else (low, middle)
+    return _scaled_counts(layers, effective, low), math.expm1(-low * (1 - q))
+
+
+def _effective_counts(layers: Sequence[Array], q: float) -> list[Array]:
+    return [power_sums(units, (q, 1.0)).effective_count(q, 1.0) for units in layers]
+
+
+def _scaled_counts(layers: Sequence[Array], effective: Sequence[Array], log_factor: float) -> list[Counts]:
+    counts = []
+    for units, N in zip(layers, effective, strict=True):
+        # A count that is whole but for rounding must not be lifted to the next.
+        m = np.ceil(np.minimum(N * math.exp(log_factor), units.shape[1]) * (1 - 1e-12))
+        counts.append(np.maximum(m, N > 0).astype(np.int64))
+    return counts

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_model, save_model
-from torch import nn
+from safetensors.torch import load_model, save_file, save_model
+from torch import Tensor, nn
 
 from ellq.analysis import new_folder
 from ellq.pruning.plan import Plan
@@ -23,11 +23,11 @@ FORMAT = "ellq.model"
 VERSION = 1
 
 
-def save(model: nn.Module, folder: str | Path, *, plan: Plan | None = None) -> None:
+def save(model: nn.Module | Mapping[str, Tensor], folder: str | Path, *, plan: Plan | None = None) -> None:
     """Write a model as ``model.safetensors`` and ``plan.json``; never half-written.
 
     Args:
-        model: a plain module, pruned or not.
+        model: a plain module, or a state dict, pruned or not.
         folder: where to; made if it does not exist, replaced if it holds nothing but these two files.
         plan: kept in ``plan.json`` for the record.
 
@@ -39,16 +39,22 @@ def save(model: nn.Module, folder: str | Path, *, plan: Plan | None = None) -> N
         write_into(partial, model, plan=plan)
 
 
-def write_into(folder: Path, model: nn.Module, *, plan: Plan | None = None) -> None:
+def write_into(folder: Path, model: nn.Module | Mapping[str, Tensor], *, plan: Plan | None = None) -> None:
     """Write the two files of ``save`` into a folder that exists."""
-    save_model(model, str(folder / WEIGHTS))
+    if isinstance(model, nn.Module):
+        save_model(model, str(folder / WEIGHTS))
+    else:
+        # Cloned, because safetensors refuses tensors that share memory.
+        tensors = {name: value.clone().contiguous() for name, value in model.items() if isinstance(value, Tensor)}
+        save_file(tensors, str(folder / WEIGHTS))
+    modules = dict(model.named_modules()) if isinstance(model, nn.Module) else {}
     description = {
         "format": FORMAT,
         "version": VERSION,
         "class": f"{type(model).__module__}.{type(model).__qualname__}",
         "linears": {
             name: {"in_features": module.in_features, "out_features": module.out_features}
-            for name, module in model.named_modules()
+            for name, module in modules.items()
             if isinstance(module, nn.Linear)
         },
         "plan": None if plan is None else json.loads(plan.to_json()),

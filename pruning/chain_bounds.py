@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import torch
 from torch import Tensor, nn
@@ -26,10 +27,12 @@ from ellq.theory import (
     chain_error,
     norm_error,
     outward,
+    product_error,
     skeleton_output_bound,
     skeleton_residual,
     unit_error_l1,
     unit_error_lq,
+    unit_errors,
 )
 
 # Largest slope of each function, or of one position's output in the largest position's input for averages. GELU's and
@@ -66,12 +69,16 @@ def chain_bounds(
 ) -> pd.DataFrame:
     """Compare a dense chain with its pruned version, layer by layer, in float64.
 
-    Where weights were masked, a layer's own error is at most B·‖v‖_1 per unit (B: largest root mean square of an
-    input, v: what was removed), and at most B·c·‖w‖_q·k^(1−1/q) from its quasi-norm alone. Where hidden units were
-    removed it is at most ‖A − A_J T‖_2‖u‖/√n, plus what the installed weights û add by differing from Tu, which is
-    ‖A_J(û − Tu)‖/√n. Errors of earlier
-    layers pass on through the pruned layer's largest row sum and the activation's Lipschitz constant. The rounding of
-    both forward passes is included.
+    Three bounds on the same error, from less and less to more and more knowledge:
+
+    - ``bound_lq``: of each pruned unit only ‖w‖_q and the count k; its own error is at most B·c·‖w‖_q·k^(1−1/q), with B
+      the largest root mean square of an input. Masks only.
+    - ``bound``: what was removed; a unit's own error is at most B·‖v‖_1 where weights v were masked, and at most
+      ‖A − A_J T‖_2‖u‖/√n + ‖A_J(û − Tu)‖/√n where its inputs A were cut to a skeleton and its weights u became û.
+    - ``bound_measured``: each unit's own error measured on the dense net's features.
+
+    Errors of earlier layers pass on through the pruned weights' magnitudes and the activations' Lipschitz constants: by
+    the largest row sum in the first two, unit by unit in the third. Rounding in both forward passes is included.
 
     Args:
         dense: a Sequential (nested ones allowed) of Linear and Conv layers and of element-wise functions, average or
@@ -79,17 +86,17 @@ def chain_bounds(
         pruned: ``apply(dense, plan)``.
         inputs: shape (n, …), n ≥ 1; the distribution the errors are over.
         plan: the plan that led from one to the other.
-        q: order of the quasi-norm in the second bound, 0 < q < 1.
+        q: order of the quasi-norm in ``bound_lq``, 0 < q < 1.
 
     Returns:
         One row per weight layer: ``layer``; ``scale`` (B); ``local_bound`` (that layer's own error); ``gain`` (largest
-        row sum); ``observed`` (error at the next weight layer's inputs, or at the output); ``bound`` on it;
-        ``bound_lq``, the bound from quasi-norms (NaN for removed units); ``slack`` = bound ÷ observed.
+        row sum); ``observed`` (error at the next weight layer's inputs, or at the output); the three bounds on it, NaN
+        where one does not apply.
 
     Raises:
         ValueError: the models are no such chains, or the plan is not for them.
 
-    Reference: statements ``multilayer``, ``linear-unit-l1`` and ``risk-empirical`` of the registry.
+    Reference: statements ``linear-unit-l1``, ``multilayer``, ``risk-empirical``, ``multilayer-units`` of the registry.
     """
     segments = _segments(dense)
     partners = dict(pruned.named_modules())
@@ -97,32 +104,36 @@ def chain_bounds(
     cut = {c.producer: c for c in plan.corrections}
     retained = {str(name): rows["retained"].to_numpy() for name, rows in plan.table.groupby("layer", sort=False)}
     x = y = inputs.detach().to("cpu", torch.float64)
-    local, local_lq, gains, slopes, scales, observed = [], [], [], [], [], []
+    kept: Tensor | None = None  # which of the dense net's current features the pruned net has; None for all
+    errors = np.zeros(1)
+    scales, local, local_lq, gains, slopes, measured, observed = [], [], [], [], [], [], []
     with torch.no_grad():
         for segment in segments:
             slope = 1.0
             for name, module in segment.steps:
-                before = _as_double(module)
-                after = _as_double(partners[name])
-                if isinstance(module, nn.Linear | _ConvNd):
-                    scale = _largest_rms(x)
-                    errors, errors_lq = _local_errors(
-                        before, after, x, cut.get(name), corrections.get(name), retained.get(f"{name}.weight"), scale, q
-                    )
-                    local.append(errors)
-                    local_lq.append(errors_lq)
+                before, after = _as_double(module), _as_double(partners[name])
+                if isinstance(before, nn.Linear | _ConvNd):
+                    assert isinstance(after, nn.Linear | _ConvNd)
+                    change = _Change(before, after, x, cut.get(name), corrections.get(name))
+                    scales.append(change.scale)
                     gains.append(_largest_row_sum(_rows(after)))
-                    scales.append(scale)
+                    untouched = not errors.any() and change.is_none
+                    noise = 0.0 if untouched else change.rounding
+                    local.append(change.by_norms() + noise)
+                    local_lq.append(change.by_quasinorms(retained.get(f"{name}.weight"), q) + noise)
+                    own = change.measured(kept) + noise
+                    errors = unit_errors(own, *_passed_on(after, errors), 1.0)
+                    producer = cut.get(name)
+                    kept = None if producer is None else torch.from_numpy(producer.indices)
                 else:
-                    slope *= _slope(module)
+                    slope *= _slope(before)
                 x, y = before(x), after(y)
-            producer = cut.get(segment.layer)
-            seen = x if producer is None else x[..., torch.from_numpy(producer.indices)]
-            observed.append(float((seen - y).square().mean(0).sqrt().max()))
+            errors = errors * slope
             slopes.append(slope)
-    bounds = chain_error(local, gains, slopes)
-    masked = not plan.corrections
-    bounds_lq = chain_error(local_lq, gains, slopes) if masked else [math.nan] * len(bounds)
+            measured.append(float(outward(errors.max(), product_error(2))) if errors.any() else 0.0)
+            seen = x if kept is None else x[..., kept]
+            observed.append(float((seen - y).square().mean(0).sqrt().max()))
+    is_masked = plan.method == "lq"
     return pd.DataFrame(
         {
             "layer": [segment.layer for segment in segments],
@@ -130,9 +141,9 @@ def chain_bounds(
             "local_bound": local,
             "gain": gains,
             "observed": observed,
-            "bound": bounds,
-            "bound_lq": bounds_lq,
-            "slack": [b / o if o > 0 else math.inf for b, o in zip(bounds, observed, strict=True)],
+            "bound_measured": measured,
+            "bound": chain_error(local, gains, slopes),
+            "bound_lq": chain_error(local_lq, gains, slopes) if is_masked else math.nan,
         }
     )
 
@@ -198,11 +209,6 @@ def _as_double(module: nn.Module) -> nn.Module:
     return copy.deepcopy(module).to("cpu", torch.float64).eval()
 
 
-def _largest_rms(features: Tensor) -> float:
-    rms = features.square().mean(0).sqrt().max()
-    return float(outward(float(rms), norm_error(features.shape[0], 2.0)))
-
-
 def _rows(module: nn.Module) -> Array:
     assert isinstance(module, nn.Linear | _ConvNd)
     return to_unit_rows(module.weight.detach().numpy(), 0)
@@ -217,48 +223,99 @@ def _bias(module: nn.Module, units: int) -> Array:
     return np.zeros(units) if module.bias is None else module.bias.detach().numpy()
 
 
-def _local_errors(
-    before: nn.Module,
-    after: nn.Module,
-    features: Tensor,
-    cut: Correction | None,
-    correction: Correction | None,
-    retained: Array | None,
-    scale: float,
-    q: float,
-) -> tuple[float, float]:
-    """Bound the largest error of a unit from changing this layer's weights alone, in two ways."""
-    W, b = _rows(before), _bias(before, len(_rows(before)))
-    rounding = 2 * norm_error(W.shape[1] + 1, 1.0) * float(np.abs(W).sum(1).max() * scale + np.abs(b).max(initial=0.0))
-    V, c = _rows(after), _bias(after, len(_rows(after)))
-    if cut is not None:
-        W, b = W[cut.indices], b[cut.indices]
-    if correction is not None:
-        return _refit_error(W, b, V, c, features, correction) + rounding, math.nan
-    if W.shape != V.shape:
-        raise ValueError(f"Weights of shapes {W.shape} and {V.shape} do not match. The plan is for other models.")
-    changed = W - V
-    by_tail = max(unit_error_l1(v, scale) + abs(d) for v, d in zip(changed, b - c, strict=True))
-    by_norm = by_tail
-    if retained is not None and len(retained) == len(W):
-        by_norm = max(
-            unit_error_lq(w, int(k), q=q, scale=scale) if k else 0.0 for w, k in zip(W, retained, strict=True)
+@dataclass(frozen=True)
+class _Change:
+    """One weight layer before and after, with the dense net's inputs to it."""
+
+    before: nn.Linear | _ConvNd
+    after: nn.Linear | _ConvNd
+    features: Tensor
+    cut: Correction | None
+    correction: Correction | None
+
+    def weights(self) -> tuple[Array, Array, Array, Array]:
+        """Return dense weights and biases of the units that stay, then pruned weights and biases."""
+        W, V = _rows(self.before), _rows(self.after)
+        b, c = _bias(self.before, len(W)), _bias(self.after, len(V))
+        if self.cut is not None:
+            W, b = W[self.cut.indices], b[self.cut.indices]
+        if len(W) != len(V) or (self.correction is None and W.shape != V.shape):
+            raise ValueError(f"Weights of shapes {W.shape} and {V.shape} do not match. The plan is for other models.")
+        return W, b, V, c
+
+    @property
+    def is_none(self) -> bool:
+        """Whether the layer is as before, so that equal inputs give equal outputs bit for bit."""
+        if self.cut is not None or self.correction is not None:
+            return False
+        W, b, V, c = self.weights()
+        return bool((W == V).all() and (b == c).all())
+
+    @property
+    def scale(self) -> float:
+        rms = self.features.square().mean(0).sqrt().max()
+        return float(outward(float(rms), norm_error(self.features.shape[0], 2.0)))
+
+    @property
+    def rounding(self) -> float:
+        """How far the two evaluations of this layer can stray together."""
+        W, V = _rows(self.before), _rows(self.after)
+        # The pruned net's features may be larger than the dense net's; twice the scale covers any sane difference, and
+        # larger ones make errors beside which rounding is nothing.
+        size = 2 * self.scale * max(_largest_row_sum(W), _largest_row_sum(V))
+        size += float(np.abs(_bias(self.before, len(W))).max() + np.abs(_bias(self.after, len(V))).max())
+        return float(2 * norm_error(W.shape[1] + 1, 1.0) * size)
+
+    def by_norms(self) -> float:
+        """Bound the largest unit error from what was removed."""
+        W, b, V, c = self.weights()
+        if self.correction is None:
+            return max(unit_error_l1(v, self.scale) + abs(d) for v, d in zip(W - V, b - c, strict=True))
+        skeleton = self.correction.skeleton
+        if skeleton is None:
+            raise ValueError("The plan was read from a file and lacks its interpolation matrices. Make the plan again.")
+        A = self.features.reshape(-1, self.features.shape[-1]).numpy()
+        residual = skeleton_residual(A, skeleton.indices, skeleton.interpolation, skeleton.offset)
+        order = np.argsort(skeleton.indices)
+        folded = W @ skeleton.interpolation[order].T  # what T alone would make of the consumer
+        # What was installed may differ from that: by refitting against drift, and by rounding to the model's dtype.
+        mismatch = A[:, self.correction.indices] @ (V - folded).T + (c - b - W @ skeleton.offset)
+        rms = np.sqrt(np.mean(mismatch**2, axis=0))
+        return float(outward((skeleton_output_bound(residual, W) + rms).max(), norm_error(max(A.shape), 1.0)))
+
+    def by_quasinorms(self, retained: npt.NDArray[np.int64] | None, q: float) -> float:
+        """Bound the largest unit error from ‖w‖_q and the count kept; only for masks of the largest weights."""
+        W, _, V, _ = self.weights()
+        if retained is None or W.shape != V.shape or len(retained) != len(W):
+            return self.by_norms()
+        return max(
+            unit_error_lq(w, int(k), q=q, scale=self.scale) if k else 0.0 for w, k in zip(W, retained, strict=True)
         )
-    # Forward passes of equal weights are equal bit for bit; only then is there no rounding to allow for.
-    noise = rounding if changed.any() or cut is not None else 0.0
-    return by_tail + noise, by_norm + noise
+
+    def measured(self, kept: Tensor | None) -> Array:
+        """Return each unit's own error on the dense net's features, the largest over positions."""
+        features = self.features if kept is None else self.features[..., kept]
+        dense = self.before(self.features)
+        if self.cut is not None:
+            dense = dense[..., torch.from_numpy(self.cut.indices)]
+        rms = (dense - self.after(features)).square().mean(0).sqrt()
+        by_unit = rms.flatten(1).amax(1) if isinstance(self.before, _ConvNd) else rms.reshape(-1, rms.shape[-1]).amax(0)
+        return outward(by_unit.numpy(), norm_error(self.features.shape[0], 2.0))
 
 
-def _refit_error(W: Array, b: Array, V: Array, c: Array, features: Tensor, correction: Correction) -> float:
-    skeleton = correction.skeleton
-    if skeleton is None:
-        raise ValueError("The plan was read from a file and lacks its interpolation matrices. Make the plan again.")
-    A = features.reshape(-1, features.shape[-1]).numpy()
-    residual = skeleton_residual(A, skeleton.indices, skeleton.interpolation, skeleton.offset)
-    by_skeleton = skeleton_output_bound(residual, W)
-    order = np.argsort(skeleton.indices)
-    folded = W @ skeleton.interpolation[order].T  # what T alone would make of the consumer
-    # What was installed may differ from T's fold: by refitting against drift, and by rounding to the model's dtype.
-    mismatch = A[:, correction.indices] @ (V - folded).T + (c - b - W @ skeleton.offset)
-    rms = np.sqrt(np.mean(mismatch**2, axis=0))
-    return float(outward((by_skeleton + rms).max(), norm_error(max(A.shape), 1.0)))
+def _passed_on(layer: nn.Linear | _ConvNd, errors: Array) -> tuple[Array, Array]:
+    """Return the layer's magnitudes as a matrix over the units read, and their errors, one for each column.
+
+    A convolution reads each channel at several offsets, with the channel's largest error at each; a Linear after a
+    flatten reads each channel at several positions in a row.
+    """
+    magnitudes = np.abs(layer.weight.detach().numpy())
+    if isinstance(layer, nn.Linear):
+        return magnitudes, np.repeat(errors, layer.in_features // errors.size)
+    by_channel = magnitudes.reshape(*magnitudes.shape[:2], -1).sum(axis=2)
+    units_per_group = layer.out_channels // layer.groups
+    full = np.zeros((layer.out_channels, layer.in_channels))
+    for i, row in enumerate(by_channel):
+        first = (i // units_per_group) * by_channel.shape[1]
+        full[i, first : first + by_channel.shape[1]] = row
+    return full, np.repeat(errors, layer.in_channels // errors.size)

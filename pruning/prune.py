@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import TypeVar, cast
 
 import numpy as np
 from torch import Tensor, nn
@@ -18,7 +18,6 @@ from ellq.theory import Array, open_fraction, order_below_one
 
 Model = TypeVar("Model", bound=nn.Module | Mapping[str, Tensor])
 
-_TAIL_ORDER = 2.0  # the order p in which a unit's relative error is measured
 _LQ_RULES = ("ellq", "yang2022")
 
 
@@ -36,9 +35,8 @@ def plan(
 
     ``method="lq"`` (no data needed): per-unit counts of the largest weights.
 
-    - ``rule="ellq"``: every unit to the same relative error σ_k(w)_2/‖w‖_2 (each unit of a linear layer sees the same
-      inputs, so equal shares lost are equal relative errors for uncorrelated inputs). ``tol`` is that error;
-      ``sparsity`` finds the error that meets the budget exactly.
+    - ``rule="ellq"``: with ``sparsity``, the counts that make the layers' relative squared errors Σ‖ΔW_l‖_F²/‖W_l‖_F²
+      as small as the budget allows; with ``tol``, for each unit the fewest with σ_k(w)_2 ≤ tol·‖w‖_2.
     - ``rule="yang2022"``: the authors' count ⌈N_{q,1}(w)(1+η)^(−1/(1−q))⌉; ``tol`` is η, ``sparsity`` solves for η.
 
     ``method="id"`` (calibration needed): hidden units of ``Linear → activation → Linear`` chains; see
@@ -103,19 +101,19 @@ def apply(model: Model, plan: Plan, *, inplace: bool = False) -> Model:
     Raises:
         ValueError: the plan is for another model; the first mismatch is named and the model is untouched.
     """
-    source: Any = model if inplace or isinstance(model, nn.Module) else dict(model)
-    target: Any = source if inplace else copy.deepcopy(source)
+    if inplace:
+        target = model
+    else:
+        target = copy.deepcopy(model) if isinstance(model, nn.Module) else cast(Model, copy.deepcopy(dict(model)))
     if plan.method == "lq":
         masks.mask_(masks.maskable_weights(target), plan)
-        return target
-    if not isinstance(target, nn.Module):
-        raise TypeError("A plan of method 'id' rebuilds layers. Pass the nn.Module, not its state dict.")
-    trial = copy.deepcopy(target) if inplace and len(plan.corrections) > 1 else target
-    for correction in plan.corrections:
-        cut_(trial, correction)
-    if trial is not target:  # all cuts fit, so none can fail half-way on the model itself
+    elif isinstance(target, nn.Module):
+        if inplace and len(plan.corrections) > 1:
+            apply(target, plan)  # on a copy first: if one cut does not fit, none is made
         for correction in plan.corrections:
             cut_(target, correction)
+    else:
+        raise TypeError("A plan of method 'id' rebuilds layers. Pass the nn.Module, not its state dict.")
     return target
 
 
@@ -164,8 +162,8 @@ def _plan_masks(
         settings["sparsity"] = sparsity
         budget = _budget(layers, sparsity)
         if rule == "ellq":
-            counts = allocate.by_budget(layers, budget, p=_TAIL_ORDER)
-            reason = f"least common relative error for sparsity {sparsity:g}"
+            counts = allocate.by_budget(layers, budget)
+            reason = f"least total relative error at sparsity {sparsity:g}"
         else:
             counts, eta = allocate.yang2022_budget(layers, budget, q=q)
             reason = f"⌈N(1+η)^(−1/(1−q))⌉, η = {eta:.4g} for sparsity {sparsity:g}"
@@ -173,7 +171,7 @@ def _plan_masks(
         assert tol is not None
         settings["tol"] = tol
         if rule == "ellq":
-            counts = allocate.by_tolerance(layers, tol, p=_TAIL_ORDER)
+            counts = allocate.by_tolerance(layers, tol)
             reason = f"fewest with relative error <= {tol:g}"
         else:
             counts = allocate.yang2022(layers, tol, q=q)

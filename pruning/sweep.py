@@ -20,12 +20,14 @@ class Splits:
     """The data of an experiment: calibrate on one part, choose on a second, report on a third.
 
     Attributes:
-        calibration: inputs, shape (n, …).
+        calibration: inputs to train and calibrate with, shape (n, …).
+        calibration_labels: their classes, shape (n,).
         selection: inputs and labels to choose a size with.
         test: inputs and labels to report on, used for nothing else.
     """
 
     calibration: Tensor
+    calibration_labels: Tensor
     selection: tuple[Tensor, npt.NDArray[Any]]
     test: tuple[Tensor, npt.NDArray[Any]]
 
@@ -66,6 +68,7 @@ def sweep(
                 "accuracy": accuracy(pruned, test_inputs, test_labels),
                 "agreement": agreement(dense, pruned, test_inputs),
                 "observed": last["observed"],
+                "bound_measured": last["bound_measured"],
                 "bound": last["bound"],
                 "bound_lq": last["bound_lq"],
             }

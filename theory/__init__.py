@@ -32,8 +32,10 @@ from ellq.theory.propagation import column_scale as column_scale
 from ellq.theory.propagation import unit_error_l1 as unit_error_l1
 from ellq.theory.propagation import unit_error_lq as unit_error_lq
 from ellq.theory.propagation import unit_error_observed as unit_error_observed
+from ellq.theory.propagation import unit_errors as unit_errors
 from ellq.theory.rounding import norm_error as norm_error
 from ellq.theory.rounding import outward as outward
+from ellq.theory.rounding import product_error as product_error
 from ellq.theory.selection import Selection as Selection
 from ellq.theory.selection import output_aware as output_aware
 from ellq.theory.selection import pivoted_qr as pivoted_qr

@@ -127,6 +127,38 @@ def chain_error(
     return bounds
 
 
+def unit_errors(local_errors: npt.ArrayLike, weights: npt.ArrayLike, errors: npt.ArrayLike, lipschitz: float) -> Array:
+    """Bound the error of every unit of a layer from the errors of the units it reads.
+
+        e'_i = ρ·(δ_i + Σ_j |ŵ_ij|·e_j)
+
+    ``chain_error`` unit by unit: never larger, since it replaces no unit's error by the largest. Rounded up.
+
+    Args:
+        local_errors: δ ≥ 0, shape (c,): each unit's L2 error from changing the layer's weights alone, on the dense
+            net's inputs to it.
+        weights: ŵ of the *pruned* layer, shape (c, m).
+        errors: e ≥ 0 of the units read, shape (m,).
+        lipschitz: ρ ≥ 0 of what follows the layer.
+
+    Returns:
+        e', shape (c,), in the units of the activations.
+
+    Raises:
+        TypeError: an argument is not numeric.
+        ValueError: shapes that do not fit, or an entry that is not finite.
+
+    Reference: ours; the triangle inequality before the maximum over units is taken.
+    """
+    delta = finite_array(local_errors, "local_errors", ndim=1)
+    W = finite_array(weights, "weights", ndim=2)
+    e = finite_array(errors, "errors", ndim=1)
+    if W.shape != (delta.size, e.size):
+        raise ValueError(f"weights has shape {W.shape}, expected {(delta.size, e.size)}.")
+    bound = _scale(lipschitz, "lipschitz") * (delta + np.abs(W) @ e)
+    return np.where(bound > 0, outward(bound, norm_error(e.size, 1.0) + product_error(2)), 0.0)
+
+
 def column_scale(inputs: npt.ArrayLike) -> Array:
     """Return ‖X_j‖_{L2} of every input over given samples: the root mean square of each column.
 

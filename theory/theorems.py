@@ -20,8 +20,9 @@ from ellq.theory.propagation import (
     unit_error_l1,
     unit_error_lq,
     unit_error_observed,
+    unit_errors,
 )
-from ellq.theory.rounding import norm_error
+from ellq.theory.rounding import norm_error, outward
 from ellq.theory.statements import Assumption, Statement, register
 
 finite_weights = Assumption("finite", "all weights are finite.", lambda case: bool(np.isfinite(case["w"]).all()))
@@ -177,16 +178,15 @@ def _chain_bound(layers: list[tuple[Array, Array]], retained: int, inputs: Array
     return chain_error(local, gains, [1.0] * len(layers))[-1]
 
 
-def _chain_rounding(layers: list[tuple[Array, Array]], retained: int, inputs: Array) -> float:
+def _forward_rounding(layers: list[tuple[Array, Array]], inputs: Array, bound: float) -> float:
     # Forward errors do not shrink with the bound: they scale with the activations, so they are put relative to it.
-    bound = _chain_bound(layers, retained, inputs)
     if bound == 0:
         return 0.0
-    size, error = 1.0 * np.max(np.abs(inputs)), 0.0
+    size, error = float(np.max(np.abs(inputs))), 0.0
     for W, b in layers:
         gain = float(np.abs(W).sum(axis=1).max())
+        error = gain * error + norm_error(W.shape[1] + 1, 1.0) * (gain * size + float(np.abs(b).max()))
         size = gain * size + float(np.abs(b).max())
-        error = gain * error + norm_error(W.shape[1] + 1, 1.0) * size
     return 2 * error / bound + norm_error(np.shape(inputs)[0], 2.0)
 
 
@@ -213,8 +213,45 @@ MULTILAYER = register(
         ),
         observed=_chain_observed,
         bound=_chain_bound,
-        relative_error=_chain_rounding,
+        relative_error=lambda layers, retained, inputs: _forward_rounding(
+            layers, inputs, _chain_bound(layers, retained, inputs)
+        ),
         formula=_multilayer_formula,
+    )
+)
+
+
+def _chain_bound_by_unit(layers: list[tuple[Array, Array]], retained: int, inputs: Array) -> float:
+    features = _relu_chain(layers, inputs)
+    errors = np.zeros(np.shape(inputs)[1])
+    for (W, _), x in zip(layers, features, strict=False):
+        kept = _prune_rows(W, retained)
+        local = outward(np.sqrt(np.mean((x @ (W - kept).T) ** 2, axis=0)), norm_error(len(x), 2.0))
+        errors = unit_errors(local, kept, errors, 1.0)
+    return float(errors.max())
+
+
+def _multilayer_units_formula() -> sympy.Basic:
+    i, j, m = sympy.symbols("i j m", integer=True, positive=True)
+    rho = sympy.Symbol("rho", positive=True)
+    local, weight, error = sympy.IndexedBase("delta"), sympy.IndexedBase(r"\hat w"), sympy.IndexedBase("e")
+    passed_on = sympy.Sum(sympy.Abs(weight[i, j]) * error[j], (j, 1, m))
+    return sympy.Le(_symbol(r"\|h_i - \hat h_i\|_{L_2}"), rho * (local[i] + passed_on))
+
+
+MULTILAYER_UNITS = register(
+    Statement(
+        id="multilayer-units",
+        title="Error of a chain of pruned layers, unit by unit, from measured errors of single layers",
+        reference="ours, sharper than 'multilayer': no maximum over units, local errors measured on dense features",
+        status="ours",
+        assumptions=MULTILAYER.assumptions,
+        observed=_chain_observed,
+        bound=_chain_bound_by_unit,
+        relative_error=lambda layers, retained, inputs: _forward_rounding(
+            layers, inputs, _chain_bound_by_unit(layers, retained, inputs)
+        ),
+        formula=_multilayer_units_formula,
     )
 )
 

@@ -1,0 +1,252 @@
+"""The command line: parse, call one function, print; errors in one line."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+from jsonargparse import ArgumentParser
+from jsonargparse.typing import NonNegativeInt, OpenUnitInterval, PositiveInt
+
+from ellq import __version__
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run a command and return the exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
+    debug = "--debug" in arguments
+    parser = _parser()
+    try:
+        config = parser.parse_args([a for a in arguments if a != "--debug"])
+    except SystemExit as stop:  # --help and --version leave with 0, wrong usage with 2
+        return int(stop.code or 0)
+    try:
+        _dispatch(parser, config)
+    except KeyboardInterrupt:
+        print("ellq: interrupted; nothing was written", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output has gone, as with `ellq measure FILE | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        if debug:
+            raise
+        message = " ".join(str(error.args[0] if isinstance(error, KeyError) and error.args else error).split())
+        print(f"ellq: error: {message or type(error).__name__}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def measure(
+    file: str,
+    q: OpenUnitInterval = 0.5,
+    csv: str | None = None,
+    json: str | None = None,
+    plot: str | None = None,
+) -> None:
+    """Measure how compressible the weights in a checkpoint are; no data, no class needed.
+
+    Args:
+        file: checkpoint: .safetensors, or .pt, .pth, .th, of which only tensors are read, never code.
+        q: order of the quasi-norm, strictly between 0 and 1.
+        csv: also write every unit, layer and the model as CSV to this file.
+        json: also write the profile as JSON to this file.
+        plot: also draw the profile to this file (.png, .svg or .pdf).
+    """
+    from pathlib import Path
+
+    from ellq.analysis import measure, read_checkpoint, write_bytes
+    from ellq.paper_figures import render
+
+    suffix = Path(plot).suffix.lower().removeprefix(".") if plot else ""
+    if plot and suffix not in ("png", "svg", "pdf"):
+        raise ValueError(f"plot={plot!r} has no known ending. Choose .png, .svg or .pdf.")
+    profile = measure(read_checkpoint(file), q=q)
+    if csv:
+        profile.to_csv(csv)
+    if json:
+        profile.to_json(json)
+    if plot:
+        write_bytes(plot, render(profile.plot(), suffix))
+    _print(profile)
+
+
+def prune(
+    weights: str,
+    out: str,
+    sparsity: OpenUnitInterval | None = None,
+    tol: OpenUnitInterval | None = None,
+    method: Literal["lq", "id"] = "lq",
+    rule: Literal["ellq", "yang2022", "chee2021"] = "ellq",
+    q: OpenUnitInterval = 0.5,
+    model: str | None = None,
+    data: str | None = None,
+    samples: PositiveInt = 2000,
+    mean: list[float] | None = None,
+    std: list[float] | None = None,
+) -> None:
+    """Prune a checkpoint and write model.safetensors and plan.json to a folder.
+
+    Method lq needs the weights alone. Method id runs the model, so it needs --model and --data.
+
+    Args:
+        weights: checkpoint with the weights to prune.
+        out: folder to write to.
+        sparsity: fraction to remove, of weights (lq) or of each layer's hidden units (id).
+        tol: instead of sparsity, the relative error allowed, per unit (lq) or in what reads the units (id).
+        method: lq (weights set to zero, per unit) or id (hidden units removed, the next layer corrected).
+        rule: ellq (ours), yang2022 (method lq) or chee2021 (method id).
+        q: order of the quasi-norm, for rule yang2022.
+        model: where the model comes from, as package.module:function; called without arguments.
+        data: name of the data set whose train part is calibrated on, such as digits or mnist.
+        samples: at most how many of its examples to use.
+        mean: what to subtract from each channel of inputs in [0, 1].
+        std: what to divide each channel by after that.
+    """
+    from ellq.analysis import datasets, read_checkpoint
+    from ellq.pruning import apply, plan, save
+
+    state = read_checkpoint(weights)
+    calibration: Tensor | None = None
+    source: Any = state
+    if model is not None:
+        source = _build(model)
+        _fill(source, state, weights)
+    if method == "id":
+        if model is None or data is None:
+            raise ValueError(
+                "method 'id' runs the model on data. Give --model package.module:function and --data NAME."
+            )
+        train = datasets.load(data, "train")
+        calibration = train.select(range(min(samples, len(train)))).inputs(mean=mean, std=std)
+    decided = plan(source, calibration, method=method, sparsity=sparsity, tol=tol, rule=rule, q=q)
+    save(apply(source, decided), out, plan=decided)
+    _print(decided)
+    print(f"Written: {out}")
+
+
+def demo(out: str = "ellq-demo", seed: NonNegativeInt = 0) -> None:
+    """Train two small nets on bundled digits, measure, prune and bound them, and write a report.
+
+    Args:
+        out: folder to write to; replaced if it holds nothing but an earlier demo.
+        seed: of training; the same seed gives the same numbers.
+    """
+    from rich.console import Console
+
+    from ellq.demo import print_summary, run_demo
+
+    summary = run_demo(out, seed=seed)
+    print_summary(summary, out, Console(width=None if sys.stdout.isatty() else 120))
+
+
+def figures_list() -> None:
+    """List every figure that can be made."""
+    from rich.table import Table
+
+    from ellq.paper_figures import FIGURES
+
+    table = Table("name", "shows")
+    for figure in FIGURES.values():
+        table.add_row(figure.name, figure.title)
+    _print(table)
+
+
+def figures_make(name: str, out: str = "figures", seed: NonNegativeInt = 0) -> None:
+    """Compute a figure from its data and write the table (CSV) and the drawing (PNG, SVG).
+
+    Args:
+        name: the figure, from 'ellq figures list'.
+        out: folder to write to.
+        seed: of whatever is trained.
+    """
+    from ellq.paper_figures import make
+
+    for path in make(name, out, seed=seed):
+        print(path)
+
+
+_COMMANDS: dict[str, Callable[..., None]] = {"measure": measure, "prune": prune, "demo": demo}
+_FIGURES: dict[str, Callable[..., None]] = {"list": figures_list, "make": figures_make}
+_POSITIONAL = (measure, figures_make)
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        prog="ellq",
+        version=f"ellq {__version__}",
+        description="How compressible a trained network is, what is provably lost, and the smaller network itself."
+        " With --debug, errors show their traceback.",
+    )
+    commands = parser.add_subcommands(dest="command")
+    for name, function in _COMMANDS.items():
+        commands.add_subcommand(name, _command_parser(function), help=_first_line(function))
+    figures = ArgumentParser(description="List the figures, or make one.")
+    commands.add_subcommand("figures", figures, help="List the figures, or make one.")
+    kinds = figures.add_subcommands(dest="action")
+    for name, function in _FIGURES.items():
+        kinds.add_subcommand(name, _command_parser(function), help=_first_line(function))
+    return parser
+
+
+def _command_parser(function: Callable[..., None]) -> ArgumentParser:
+    parser = ArgumentParser(description=_first_line(function))
+    parser.add_argument("--config", action="config", help="read the arguments from a YAML file")
+    parser.add_function_arguments(function, as_positional=function in _POSITIONAL)
+    return parser
+
+
+def _dispatch(parser: ArgumentParser, config: Any) -> None:
+    ready = parser.instantiate_classes(config)
+    name = ready.command
+    arguments = ready[name].as_dict()
+    function = _COMMANDS.get(name)
+    if function is None:
+        action = arguments["action"]
+        function, arguments = _FIGURES[action], arguments[action]
+    arguments.pop("config", None)
+    function(**arguments)
+
+
+def _first_line(function: Callable[..., None]) -> str:
+    return (function.__doc__ or "").strip().splitlines()[0]
+
+
+def _build(path: str) -> nn.Module:
+    """Return what ``package.module:function`` makes; modules in the current folder are found too."""
+    from torch import nn
+
+    module_name, _, function_name = path.partition(":")
+    if not function_name:
+        raise ValueError(f"model={path!r} names no function. Write package.module:function.")
+    sys.path.insert(0, os.getcwd())
+    try:
+        factory = getattr(importlib.import_module(module_name), function_name, None)
+    except ImportError as error:
+        raise ValueError(f"model={path!r} cannot be imported ({error}). Run from the folder it lies in.") from error
+    finally:
+        sys.path.pop(0)
+    if not callable(factory):
+        raise ValueError(f"model={path!r}: module {module_name!r} has no function {function_name!r}.")
+    made = factory()
+    if not isinstance(made, nn.Module):
+        raise ValueError(f"model={path!r} makes a {type(made).__name__}, not an nn.Module.")
+    return made.eval()
+
+
+def _fill(model: nn.Module, state: Any, weights: str) -> None:
+    try:
+        model.load_state_dict(dict(state))
+    except RuntimeError as error:
+        raise ValueError(f"{weights} does not fit the model: {error}") from error
+
+
+def _print(value: object) -> None:
+    from rich.console import Console
+
+    Console(width=None if sys.stdout.isatty() else 120).print(value)

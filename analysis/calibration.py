@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -51,8 +52,9 @@ class _Inputs:
     def __init__(self, batches: Iterable[Any]) -> None:
         self.batches = batches
 
-    def __len__(self) -> int:
-        return len(self.batches)  # type: ignore[arg-type]  # only asked where there is a length
+    def __length_hint__(self) -> int:
+        # Not __len__: a DataLoader over a stream has that method, and no length.
+        return operator.length_hint(self.batches)
 
     def __iter__(self) -> Iterator[Tensor]:
         empty = True
@@ -83,6 +85,15 @@ def inspecting(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
+def as_input(batch: Tensor, model: nn.Module) -> Tensor:
+    """Return a batch on the model's device, and in its floating type where all parameters share one."""
+    parameters = list(model.parameters())
+    if parameters:
+        batch = batch.to(parameters[0].device)
+    dtypes = {p.dtype for p in parameters if p.is_floating_point()}
+    return batch.to(dtypes.pop()) if len(dtypes) == 1 and batch.is_floating_point() else batch
+
+
 def inputs_of(model: nn.Module, layers: Sequence[str], batch: Tensor) -> list[Tensor]:
     """Return what each named layer receives when the model runs on a batch; no hook is left behind.
 
@@ -96,7 +107,7 @@ def inputs_of(model: nn.Module, layers: Sequence[str], batch: Tensor) -> list[Te
 
     Raises:
         KeyError: no such layer.
-        ValueError: a layer was not reached.
+        ValueError: the model does not run on the batch, or a layer was not reached.
     """
     modules = dict(model.named_modules())
     seen: dict[str, Tensor] = {}
@@ -104,14 +115,18 @@ def inputs_of(model: nn.Module, layers: Sequence[str], batch: Tensor) -> list[Te
     try:
         for name in layers:
 
-            def keep(_module: nn.Module, inputs: tuple[Any, ...], name: str = name) -> None:
+            def keep(_: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], name: str = name) -> None:
                 # An activation further on may work in place on what it is given.
-                seen[name] = inputs[0].clone()
+                seen[name] = (inputs or tuple(named.values()))[0].clone()
 
-            hooks.append(modules[name].register_forward_pre_hook(keep))
-        device = next((p.device for p in model.parameters()), batch.device)
+            hooks.append(modules[name].register_forward_pre_hook(keep, with_kwargs=True))
         with inspecting(model):
-            model(batch.to(device))
+            model(as_input(batch, model))
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(
+            f"The model does not run on inputs of shape {tuple(batch.shape)} and type {batch.dtype}:"
+            f" {' '.join(str(error).split())} Pass inputs the model can be called on."
+        ) from error
     finally:
         for hook in hooks:
             hook.remove()

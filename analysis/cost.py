@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from ellq.analysis.calibration import inspecting
+from ellq.analysis.calibration import as_input, inspecting
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,8 @@ def cost(model: nn.Module, example: Tensor) -> Cost:
     """Count parameters, non-zeros and FLOPs.
 
     FLOPs are those of matrix products and convolutions, 2 per multiply–add, as dense kernels execute them: a zero
-    weight saves storage here, not time. Element-wise work is not counted.
+    weight saves storage here, not time. Element-wise work is not counted. Counted by running the model once, in eval
+    mode; the example is moved to its device and floating type.
 
     Args:
         model: any module; neither changed nor left in another mode.
@@ -53,13 +55,15 @@ def cost(model: nn.Module, example: Tensor) -> Cost:
 
 
 def _flops(model: nn.Module, example: Tensor) -> int:
-    fast = torch.backends.mha.get_fastpath_enabled()
-    # The fused attention path is one opaque call that would be counted as nothing.
+    fast, fused = torch.backends.mha.get_fastpath_enabled(), torch._C._get_mkldnn_enabled()
+    # Fused attention and the fused LSTM are single opaque calls that would be counted as nothing.
     torch.backends.mha.set_fastpath_enabled(False)
+    torch._C._set_mkldnn_enabled(False)
     try:
         counter = FlopCounterMode(display=False)
-        with inspecting(model), counter:
-            model(example)
+        with inspecting(model), sdpa_kernel(SDPBackend.MATH), counter:
+            model(as_input(example, model))
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
+        torch._C._set_mkldnn_enabled(fused)
     return int(counter.get_total_flops()) // example.shape[0]

@@ -5,11 +5,12 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+from argparse import ArgumentError
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from jsonargparse import ArgumentParser
-from jsonargparse.typing import NonNegativeInt, OpenUnitInterval, PositiveInt
+from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from ellq import __version__
 
@@ -20,13 +21,18 @@ if TYPE_CHECKING:
 def run(arguments: Sequence[str]) -> int:
     """Run a command and return the exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
     debug = "--debug" in arguments
-    parser = _parser()
     try:
-        config = parser.parse_args([a for a in arguments if a != "--debug"])
-    except SystemExit as stop:  # --help and --version leave with 0, wrong usage with 2
+        config = _parser().parse_args([a for a in arguments if a != "--debug"])
+        function, values = _command(config)
+    except SystemExit as stop:  # --help and --version end the parsing
         return int(stop.code or 0)
+    except (ArgumentError, _UsageError) as error:
+        if debug:
+            raise
+        print(f"ellq: wrong usage: {_one_line(error)} See 'ellq --help'.", file=sys.stderr)
+        return 2
     try:
-        _dispatch(parser, config)
+        function(**values)
     except KeyboardInterrupt:
         print("ellq: interrupted; nothing was written", file=sys.stderr)
         return 130
@@ -36,15 +42,24 @@ def run(arguments: Sequence[str]) -> int:
     except Exception as error:
         if debug:
             raise
-        message = " ".join(str(error.args[0] if isinstance(error, KeyError) and error.args else error).split())
-        print(f"ellq: error: {message or type(error).__name__}", file=sys.stderr)
+        print(f"ellq: error: {_one_line(error)}", file=sys.stderr)
         return 1
     return 0
 
 
+class _UsageError(Exception):
+    """An argument that parses but is out of range."""
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error.args[0] if isinstance(error, KeyError) and error.args else error).split())
+    text = text or type(error).__name__
+    return text if text.endswith((".", "?", ")")) else f"{text}."
+
+
 def measure(
     file: str,
-    q: OpenUnitInterval = 0.5,
+    q: float = 0.5,
     csv: str | None = None,
     json: str | None = None,
     plot: str | None = None,
@@ -79,11 +94,11 @@ def measure(
 def prune(
     weights: str,
     out: str,
-    sparsity: OpenUnitInterval | None = None,
-    tol: OpenUnitInterval | None = None,
+    sparsity: float | None = None,
+    tol: float | None = None,
     method: Literal["lq", "id"] = "lq",
     rule: Literal["ellq", "yang2022", "chee2021"] = "ellq",
-    q: OpenUnitInterval = 0.5,
+    q: float = 0.5,
     model: str | None = None,
     data: str | None = None,
     samples: PositiveInt = 2000,
@@ -177,16 +192,16 @@ _POSITIONAL = (measure, figures_make)
 
 
 def _parser() -> ArgumentParser:
-    parser = ArgumentParser(
-        prog="ellq",
-        version=f"ellq {__version__}",
-        description="How compressible a trained network is, what is provably lost, and the smaller network itself."
+    parser = _new_parser(
+        "How compressible a trained network is, what is provably lost, and the smaller network itself."
         " With --debug, errors show their traceback.",
+        prog="ellq",
+        version=__version__,
     )
     commands = parser.add_subcommands(dest="command")
     for name, function in _COMMANDS.items():
         commands.add_subcommand(name, _command_parser(function), help=_first_line(function))
-    figures = ArgumentParser(description="List the figures, or make one.")
+    figures = _new_parser("List the figures, or make one.")
     commands.add_subcommand("figures", figures, help="List the figures, or make one.")
     kinds = figures.add_subcommands(dest="action")
     for name, function in _FIGURES.items():
@@ -194,23 +209,36 @@ def _parser() -> ArgumentParser:
     return parser
 
 
+def _new_parser(description: str, **settings: str) -> ArgumentParser:
+    return ArgumentParser(description=description, exit_on_error=False, allow_abbrev=False, **settings)
+
+
 def _command_parser(function: Callable[..., None]) -> ArgumentParser:
-    parser = ArgumentParser(description=_first_line(function))
+    parser = _new_parser(_first_line(function))
     parser.add_argument("--config", action="config", help="read the arguments from a YAML file")
     parser.add_function_arguments(function, as_positional=function in _POSITIONAL)
     return parser
 
 
-def _dispatch(parser: ArgumentParser, config: Any) -> None:
-    ready = parser.instantiate_classes(config)
-    name = ready.command
-    arguments = ready[name].as_dict()
-    function = _COMMANDS.get(name)
+def _command(config: Any) -> tuple[Callable[..., None], dict[str, Any]]:
+    """Return the function to call and its arguments, after checking those that are fractions."""
+    from ellq.theory import open_fraction, order_below_one
+
+    values = config[config.command].as_dict()
+    function = _COMMANDS.get(config.command)
     if function is None:
-        action = arguments["action"]
-        function, arguments = _FIGURES[action], arguments[action]
-    arguments.pop("config", None)
-    function(**arguments)
+        action = values["action"]
+        function, values = _FIGURES[action], values[action]
+    values.pop("config", None)
+    try:
+        if "q" in values:
+            order_below_one(values["q"])
+        for name in ("sparsity", "tol"):
+            if values.get(name) is not None:
+                open_fraction(values[name], name)
+    except (TypeError, ValueError) as error:
+        raise _UsageError(str(error)) from error
+    return function, values
 
 
 def _first_line(function: Callable[..., None]) -> str:

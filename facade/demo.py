@@ -201,9 +201,9 @@ def _report(results: list[NetResult], summary: pd.DataFrame, layers: pd.DataFram
                 f" part: the most that costs at most {ACCEPTED_DROP:.0%} accuracy there. All numbers are from a third."
                 " lq sets weights to zero unit by unit, which saves storage but no FLOPs; id removes hidden units and"
                 " corrects the layer that reads them. Rule ellq is ours, the others are the authors'. The last"
-                " columns are the largest root mean square change of a logit over the test inputs: 'bound' is proved from"
-                " the sizes of what was removed, 'by layer' from each layer's own error measured on the dense net's"
-                " features; 'observed' is the change itself.",
+                " columns are the largest root mean square change of a logit over the test inputs: 'bound' is proved"
+                " from the sizes of what was removed, 'by layer' from each layer's own error measured on the dense"
+                " net's features; 'observed' is the change itself.",
                 tables=[("Dense and pruned nets", _shown_summary(summary))],
             ),
             Section(
@@ -268,15 +268,22 @@ def _shown_layers(layers: pd.DataFrame) -> pd.DataFrame:
             "net": layers["net"].where(first, ""),
             "method": layers["method"].where(first, ""),
             "layer": layers["layer"],
-            "B": [f"{v:.3g}" for v in layers["scale"]],
-            "own error ≤": [f"{v:.4g}" for v in layers["local_bound"]],
-            "gain": [f"{v:.3g}" for v in layers["gain"]],
-            "observed after it": [f"{v:.4g}" for v in layers["observed"]],
-            "bound by layer": [f"{v:.4g}" for v in layers["bound_measured"]],
-            "bound": [f"{v:.4g}" for v in layers["bound"]],
-            "bound from ‖w‖_q": ["–" if math.isnan(v) else f"{v:.4g}" for v in layers["bound_lq"]],
+            "B": layers["scale"].map(_number),
+            "own error ≤": layers["local_bound"].map(_number),
+            "gain": layers["gain"].map(_number),
+            "observed after it": layers["observed"].map(_number),
+            "bound by layer": layers["bound_measured"].map(_number),
+            "bound": layers["bound"].map(_number),
+            "bound from ‖w‖_q": layers["bound_lq"].map(_number),
         }
     )
+
+
+def _number(value: float) -> str:
+    if math.isnan(value):
+        return "–"
+    # An exact zero, rounded outward, is the least float there is.
+    return "0" if value < 1e-300 else f"{value:.4g}"
 
 
 def _shown_profile(result: NetResult) -> pd.DataFrame:

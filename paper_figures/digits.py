@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import pandas as pd
-import torch
 from torch import nn
 
 from ellq.analysis import accuracy, datasets, mlp, partition, small_conv
@@ -27,7 +26,7 @@ def digits_splits() -> Splits:
     fit, selection = parts["fit"], parts["selection"]
     return Splits(
         calibration=fit.inputs(),
-        calibration_labels=torch.as_tensor(fit.labels),
+        calibration_labels=fit.labels,
         selection=(selection.inputs(), selection.labels),
         test=(test.inputs(), test.labels),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import operator
 import warnings
 from collections.abc import Iterable
 
@@ -36,7 +37,7 @@ def plan_hidden_units(
     Args:
         model: the dense model; not changed.
         batches: calibration inputs, gone through once per layer (``ellq``) or once (``chee2021``).
-        sparsity: fraction of each layer's units to remove, 0 < sparsity < 1.
+        sparsity: fraction of each layer's units to remove, 0 < sparsity < 1; one unit always stays.
         tol: instead of ``sparsity``: the smallest widths whose error on the calibration inputs, in each consumer's
             pre-activations relative to the dense ones (about their mean where the bias is refitted), is within tol.
         rule: one of ``RULES``.
@@ -45,7 +46,7 @@ def plan_hidden_units(
         The plan, with its corrections.
 
     Raises:
-        ValueError: no hidden layer to prune, or NaN or infinite features.
+        ValueError: no hidden layer to prune, inputs the model does not run on, or NaN or infinite features.
 
     Reference: Chee et al. 2021 (arXiv 2108.00065); selection and refit of ``"ellq"`` are ours.
     """
@@ -55,9 +56,23 @@ def plan_hidden_units(
             "The model holds no hidden layer to prune: no Linear → activation → Linear chain whose units only one"
             " Linear reads. Use method='lq', or prune a submodule that has one."
         )
-    dense = model
+    # Copies run in place of the model, for a forward pass may change buffers or keep what it saw; and a shuffling
+    # DataLoader draws from the global random state.
+    with torch.random.fork_rng(devices=[]):
+        return _plan(copy.deepcopy(model), layers, batches, sparsity=sparsity, tol=tol, rule=rule)
+
+
+def _plan(
+    dense: nn.Module,
+    layers: list[HiddenLayer],
+    batches: Iterable[Tensor],
+    *,
+    sparsity: float | None,
+    tol: float | None,
+    rule: str,
+) -> Plan:
     sequential = rule == "ellq"
-    pruned = copy.deepcopy(model) if sequential else model
+    pruned = copy.deepcopy(dense) if sequential else dense
     grams = {} if sequential else _accumulate(dense, dense, layers, batches)
     corrections, reasons = [], []
     for layer in layers:
@@ -81,7 +96,7 @@ def plan_hidden_units(
             warnings.warn(
                 f"Calibration has {gram.samples} samples for the {k} units kept of {layer.producer!r}; at least"
                 f" {2 * k} are needed for a correction that holds beyond them.",
-                stacklevel=2,
+                stacklevel=4,
             )
         correction = _correction(layer, consumer, gram, selection, solved, intercept)
         if sequential:
@@ -109,7 +124,7 @@ def _accumulate(
     grams: dict[HiddenLayer, Gram] = {}
     names = [layer.consumer for layer in layers]
     description = f"calibrating {names[0]}" if len(names) == 1 else "calibrating"
-    for number, batch in enumerate(track(batches, description)):
+    for number, batch in enumerate(track(batches, description, total=operator.length_hint(batches) or None)):
         targets = inputs_of(dense, names, batch)
         features = targets if pruned is dense else inputs_of(pruned, names, batch)
         for layer, x, z in zip(layers, features, targets, strict=True):

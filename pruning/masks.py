@@ -11,7 +11,7 @@ from torch.nn.utils import parametrize
 
 from ellq.analysis import from_unit_rows, to_unit_rows, transposed_groups, weight_matrices
 from ellq.pruning.plan import Plan
-from ellq.theory import Array
+from ellq.theory import Array, refuse_nonfinite
 
 _MASKABLE = (
     nn.Linear,
@@ -38,8 +38,9 @@ class Maskable:
     groups: int
 
     def units(self) -> Array:
-        """Return the weights as float64, one unit per row."""
+        """Return the weights as float64, one unit per row; raises ValueError if one is NaN or infinite."""
         array: Array = self.tensor.detach().to("cpu", torch.float64).numpy()
+        refuse_nonfinite(array, f"Weight {self.name!r}")
         return to_unit_rows(array, self.groups)
 
 

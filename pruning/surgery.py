@@ -20,13 +20,13 @@ def cut_(model: nn.Module, correction: Correction) -> None:
         correction: which units stay, and what the consumer becomes.
 
     Raises:
-        ValueError: a layer is missing, is not a Linear, or has other sizes than the correction was made for; nothing
-            was changed.
+        ValueError: a layer is missing, is not a plain Linear, or has other sizes than the correction was made for;
+            nothing was changed.
     """
     modules = dict(model.named_modules())
     producer, consumer = (_linear(modules, name) for name in (correction.producer, correction.consumer))
     kept = torch.as_tensor(correction.indices)
-    if kept.numel() == 0 or int(kept.max()) >= producer.out_features:
+    if kept.numel() == 0 or int(kept.min()) < 0 or int(kept.max()) >= producer.out_features:
         raise ValueError(
             f"The correction keeps {kept.numel()} units up to number {int(kept.max()) if kept.numel() else 0}, but"
             f" {correction.producer!r} has {producer.out_features}. The plan is for another model."
@@ -37,6 +37,9 @@ def cut_(model: nn.Module, correction: Correction) -> None:
             f"The correction's weight has shape {correction.weight.shape}, but {correction.consumer!r} needs {needed}."
             " The plan is for another model."
         )
+    if (correction.bias is None) != (consumer.bias is None):
+        has = "no bias" if consumer.bias is None else "a bias"
+        raise ValueError(f"Layer {correction.consumer!r} has {has}, unlike in the plan. The plan is for another model.")
     producer.weight = _parameter(producer.weight.detach()[kept.to(producer.weight.device)], producer.weight)
     if producer.bias is not None:
         producer.bias = _parameter(producer.bias.detach()[kept.to(producer.bias.device)], producer.bias)
@@ -49,9 +52,9 @@ def cut_(model: nn.Module, correction: Correction) -> None:
 
 def _linear(modules: dict[str, nn.Module], name: str) -> nn.Linear:
     module = modules.get(name)
-    if not isinstance(module, nn.Linear):
+    if type(module) is not nn.Linear:  # a subclass, such as a parametrised Linear, may compute something else
         found = "is missing" if module is None else f"is a {type(module).__name__}"
-        raise ValueError(f"Layer {name!r} {found}, expected a Linear. The plan is for another model.")
+        raise ValueError(f"Layer {name!r} {found}, expected a plain Linear. The plan is for another model.")
     return module
 
 

@@ -27,7 +27,7 @@ class Splits:
     """
 
     calibration: Tensor
-    calibration_labels: Tensor
+    calibration_labels: npt.NDArray[Any]
     selection: tuple[Tensor, npt.NDArray[Any]]
     test: tuple[Tensor, npt.NDArray[Any]]
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -17,7 +19,7 @@ Model = TypeVar("Model", bound=nn.Module)
 def train_classifier(
     make: Callable[[], Model],
     inputs: Tensor,
-    labels: Tensor,
+    labels: Tensor | npt.NDArray[np.integer],
     *,
     epochs: int = 30,
     batch_size: int = 64,
@@ -50,6 +52,7 @@ def train_classifier(
     """
     if len(inputs) != len(labels) or len(inputs) == 0:
         raise ValueError(f"inputs has {len(inputs)} examples and labels {len(labels)}. Pass one label per example.")
+    targets = torch.as_tensor(labels)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = make()
@@ -59,7 +62,7 @@ def train_classifier(
         model.train()
         for epoch in track(range(epochs), description):
             for batch in torch.split(torch.randperm(len(inputs)), batch_size):
-                loss = cross_entropy(model(inputs[batch]), labels[batch])
+                loss = cross_entropy(model(inputs[batch]), targets[batch])
                 if not torch.isfinite(loss):
                     raise ValueError(f"The loss became {loss.item()} in epoch {epoch}. Choose a smaller learning_rate.")
                 optimizer.zero_grad()

@@ -11,6 +11,9 @@ import numpy.typing as npt
 Array = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.intp]
 
+# Orders outside cannot be resolved: below, every |w|^q rounds to 1; above, every (½)^q to 0.
+LEAST_ORDER, GREATEST_ORDER = 1e-6, 500.0
+
 
 def real_number(value: object, name: str) -> float:
     """Return ``value`` as a float; strings, lists, booleans and NaN are refused by name."""
@@ -27,14 +30,18 @@ def order_below_one(q: object, name: str = "q") -> float:
     number = real_number(q, name)
     if not 0 < number < 1:
         raise ValueError(f"{name}={number:g} is outside (0, 1). The theory needs 0 < {name} < 1, for example 0.5.")
-    return number
+    return positive_order(number, name)
 
 
 def positive_order(q: object, name: str = "q") -> float:
-    """Return ``q`` if 0 < q < ∞."""
+    """Return ``q`` if 0 < q < ∞ and float64 can tell it from both ends: 1e-6 ≤ q ≤ 500."""
     number = real_number(q, name)
     if not 0 < number < math.inf:
         raise ValueError(f"{name}={number:g} is not a finite positive order. Choose {name} > 0.")
+    if not LEAST_ORDER <= number <= GREATEST_ORDER:
+        raise ValueError(
+            f"{name}={number:g} is too extreme for float64. Choose {LEAST_ORDER:g} <= {name} <= {GREATEST_ORDER:g}."
+        )
     return number
 
 

@@ -1,0 +1,319 @@
+"""The command line: what it prints, what it writes, and one clear line for every mistake."""
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+import ellq
+from ellq.cli import run
+
+
+@pytest.fixture
+def net():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 20), nn.ReLU(), nn.Linear(20, 10))
+
+
+@pytest.fixture
+def checkpoint(tmp_path, net):
+    path = tmp_path / "net.safetensors"
+    save_file(net.state_dict(), str(path))
+    return path
+
+
+def _fails(capsys, *arguments, status=1):
+    """Run a command that must fail; return the one line it says on stderr."""
+    assert run([str(a) for a in arguments]) == status
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "Traceback" not in said.err
+    lines = said.err.strip().splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("ellq: error: " if status == 1 else "ellq: wrong usage: ")
+    return lines[0]
+
+
+# --- measure ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ending", ["safetensors", "pt", "pth", "th"])
+def test_measure_agrees_with_the_function_for_every_file_type(tmp_path, net, ending, capsys):
+    path = tmp_path / f"net.{ending}"
+    save_file(net.state_dict(), str(path)) if ending == "safetensors" else torch.save(net.state_dict(), path)
+    assert run(["measure", str(path), "--q", "0.4", "--csv", str(tmp_path / "p.csv")]) == 0
+    assert "(model)" in capsys.readouterr().out
+    frame = pd.read_csv(tmp_path / "p.csv")
+    expected = ellq.measure(net, q=0.4)
+    np.testing.assert_array_equal(
+        frame.loc[frame["level"] == "unit", "quasinorm"].to_numpy(), expected.units["quasinorm"].to_numpy()
+    )
+
+
+def test_measure_writes_json_and_picture(tmp_path, checkpoint, capsys):
+    files = [tmp_path / name for name in ("p.json", "p.png", "p.svg")]
+    assert run(["measure", str(checkpoint), "--json", str(files[0]), "--plot", str(files[1])]) == 0
+    assert run(["measure", str(checkpoint), "--plot", str(files[2])]) == 0
+    assert ellq.Profile.from_json(files[0].read_text(encoding="utf-8")) == ellq.measure(load_file(checkpoint))
+    assert files[1].read_bytes().startswith(b"\x89PNG")
+    assert b"<svg" in files[2].read_bytes()
+    assert "Profile(q=0.5" in capsys.readouterr().out
+
+
+def test_measure_as_a_process_from_a_folder_with_its_own_analysis(tmp_path, checkpoint):
+    (tmp_path / "analysis.py").write_text("raise RuntimeError('a foreign module was imported')")
+    done = subprocess.run(
+        [sys.executable, "-m", "ellq", "measure", checkpoint.name],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "(model)" in done.stdout
+
+
+@pytest.mark.parametrize("q", ["0", "1", "-0.5", "2", "nan", "inf", "half", "[0.5]", "0.5,0.6", ""])
+def test_measure_refuses_a_wrong_q_as_wrong_usage(checkpoint, q, capsys):
+    assert "q" in _fails(capsys, "measure", checkpoint, f"--q={q}", status=2)
+
+
+@pytest.mark.parametrize("words", [[], ["measure"], ["measures"], ["measure", "a", "b"], ["measure", "a", "--p", "1"]])
+def test_wrong_words_are_wrong_usage(words, capsys):
+    _fails(capsys, *words, status=2)
+
+
+def test_help_and_version_are_no_errors(capsys):
+    for words in (["--help"], ["measure", "--help"], ["prune", "--help"], ["figures", "make", "--help"]):
+        assert run(words) == 0
+    assert run(["--version"]) == 0
+    assert ellq.__version__ in capsys.readouterr().out
+
+
+class _Bomb:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.path}",)
+
+
+def _broken_files(folder, net):
+    state = net.state_dict()
+    save_file(state, str(folder / "cut.safetensors"))
+    whole = (folder / "cut.safetensors").read_bytes()
+    (folder / "cut.safetensors").write_bytes(whole[: len(whole) // 2])
+    torch.save(state, folder / "cut.pt")
+    whole = (folder / "cut.pt").read_bytes()
+    (folder / "cut.pt").write_bytes(whole[: len(whole) // 2])
+    (folder / "text.pt").write_text("these are no weights")
+    (folder / "text.safetensors").write_text("these are no weights")
+    (folder / "empty.pt").touch()
+    (folder / "weights.onnx").write_bytes(b"x")
+    torch.save(net, folder / "module.pt")
+    torch.save({"epoch": 3}, folder / "no_tensor.pt")
+    torch.save({"bias": torch.ones(3), "steps": torch.ones(2, 2, dtype=torch.int64)}, folder / "no_matrix.pt")
+    torch.save({"w": torch.tensor([[1.0, float("nan")]])}, folder / "nan.pt")
+    torch.save({"w": torch.tensor([[1.0], [float("inf")]])}, folder / "inf.pt")
+    torch.save({"w": torch.ones(3, 0)}, folder / "zero_size.pt")
+    (folder / "folder.pt").mkdir()
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("missing.pt", "missing.pt"),
+        ("folder.pt", "folder"),
+        ("cut.safetensors", "cut.safetensors"),
+        ("cut.pt", "cut.pt"),
+        ("text.pt", "text.pt"),
+        ("text.safetensors", "text.safetensors"),
+        ("empty.pt", "empty"),
+        ("weights.onnx", ".safetensors"),
+        ("module.pt", "refused"),
+        ("no_tensor.pt", "no tensor"),
+        ("no_matrix.pt", "no weight matrix"),
+        ("nan.pt", "'w'"),
+        ("inf.pt", "[1, 0]"),
+        ("zero_size.pt", "(3, 0)"),
+    ],
+)
+@pytest.mark.parametrize("command", ["measure", "prune"])
+def test_bad_files_fail_in_one_line(tmp_path, net, name, says, command, capsys):
+    _broken_files(tmp_path, net)
+    path = tmp_path / name
+    if command == "measure":
+        said = _fails(capsys, "measure", path)
+    else:
+        said = _fails(capsys, "prune", "--weights", path, "--out", tmp_path / "out", "--sparsity", "0.5")
+    assert says in said
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("command", ["measure", "prune"])
+def test_code_in_a_pickle_is_refused_and_not_executed(tmp_path, command, capsys):
+    path, proof = tmp_path / "evil.pt", tmp_path / "executed"
+    path.write_bytes(pickle.dumps({"w": _Bomb(proof)}))
+    rest = [] if command == "measure" else ["--out", tmp_path / "out", "--sparsity", "0.5"]
+    said = _fails(capsys, command, *(["--weights"] if command == "prune" else []), path, *rest)
+    assert "refused" in said
+    assert not proof.exists()
+
+
+def test_debug_shows_the_traceback(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "ellq", "measure", "missing.pt", "--debug"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+    assert "FileNotFoundError" in done.stderr
+
+
+@pytest.mark.parametrize("option", ["--csv", "--json", "--plot"])
+def test_measure_says_where_it_cannot_write(tmp_path, checkpoint, option, capsys):
+    (tmp_path / "file").write_text("not a folder")
+    assert "cannot be written" in _fails(capsys, "measure", checkpoint, option, tmp_path / "file/p.png")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "net.safetensors"]
+
+
+def test_measure_refuses_a_picture_without_ending_before_it_reads(tmp_path, capsys):
+    assert ".png" in _fails(capsys, "measure", tmp_path / "missing.pt", "--plot", "picture")
+
+
+# --- prune -----------------------------------------------------------------------------------------------------
+
+
+def test_prune_masks_a_checkpoint_without_its_class(tmp_path, checkpoint, net, capsys):
+    out = tmp_path / "out"
+    assert run(["prune", "--weights", str(checkpoint), "--out", str(out), "--sparsity", "0.75"]) == 0
+    pruned = load_file(out / "model.safetensors")
+    expected = ellq.prune(net, sparsity=0.75).state_dict()
+    assert pruned.keys() == expected.keys()
+    for name in pruned:
+        assert torch.equal(pruned[name], expected[name])
+    assert json.loads((out / "plan.json").read_text(encoding="utf-8"))["plan"]["method"] == "lq"
+    assert "Written" in capsys.readouterr().out
+
+
+def test_prune_removes_hidden_units_of_a_model_from_the_current_folder(tmp_path, checkpoint, monkeypatch, capsys):
+    (tmp_path / "ournets.py").write_text(
+        "from torch import nn\n"
+        "def make():\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(64, 20), nn.ReLU(), nn.Linear(20, 10))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    words = ["prune", "--weights", str(checkpoint), "--model", "ournets:make", "--data", "digits"]
+    assert run([*words, "--method", "id", "--sparsity", "0.5", "--out", "out", "--samples", "300"]) == 0
+    small = ellq.load("out", lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 20), nn.ReLU(), nn.Linear(20, 10)))
+    assert (small[1].out_features, small[3].in_features) == (10, 10)
+    assert "plan" in capsys.readouterr().out.lower()
+
+
+def test_prune_reads_its_arguments_from_yaml(tmp_path, checkpoint, capsys):
+    config = tmp_path / "prune.yaml"
+    config.write_text(f"weights: {checkpoint}\nout: {tmp_path / 'out'}\ntol: 0.2\n", encoding="utf-8")
+    assert run(["prune", "--config", str(config)]) == 0
+    assert (tmp_path / "out/model.safetensors").is_file()
+    assert "0.2" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("option", ["--sparsity", "--tol", "--q"])
+@pytest.mark.parametrize("value", ["0", "1", "-0.1", "1.5", "nan", "much"])
+def test_prune_refuses_budgets_outside_0_1_as_wrong_usage(tmp_path, checkpoint, option, value, capsys):
+    said = _fails(capsys, "prune", "--weights", checkpoint, "--out", tmp_path / "out", f"{option}={value}", status=2)
+    assert option.removeprefix("--") in said
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ([], "either sparsity= or tol="),
+        (["--sparsity", "0.5", "--tol", "0.5"], "both"),
+        (["--sparsity", "0.999"], "Choose sparsity <="),
+        (["--sparsity", "0.5", "--method", "id"], "--model"),
+        (["--sparsity", "0.5", "--model", "nowhere:make"], "nowhere"),
+        (["--sparsity", "0.5", "--model", "json"], "package.module:function"),
+        (["--sparsity", "0.5", "--model", "json:make"], "make"),
+        (["--sparsity", "0.5", "--model", "builtins:list"], "not an nn.Module"),
+        (["--sparsity", "0.5", "--rule", "chee2021"], "'chee2021'"),
+    ],
+)
+def test_prune_says_what_is_missing_or_wrong(tmp_path, checkpoint, words, says, capsys):
+    assert says in _fails(capsys, "prune", "--weights", checkpoint, "--out", tmp_path / "out", *words)
+    assert not (tmp_path / "out").exists()
+
+
+def test_prune_says_when_the_weights_are_of_another_model(tmp_path, checkpoint, monkeypatch, capsys):
+    (tmp_path / "othernets.py").write_text("from torch import nn\ndef make():\n    return nn.Linear(3, 3)\n")
+    monkeypatch.chdir(tmp_path)
+    words = ["prune", "--weights", checkpoint, "--out", "out", "--sparsity", "0.5", "--model", "othernets:make"]
+    assert "does not fit" in _fails(capsys, *words)
+
+
+def test_prune_names_the_nearest_data_set(tmp_path, checkpoint, monkeypatch, capsys):
+    (tmp_path / "morenets.py").write_text(
+        "from torch import nn\n"
+        "def make():\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(64, 20), nn.ReLU(), nn.Linear(20, 10))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    words = ["--model", "morenets:make", "--method", "id", "--data", "digit", "--sparsity", "0.5"]
+    assert "digits" in _fails(capsys, "prune", "--weights", checkpoint, "--out", "out", *words)
+
+
+@pytest.mark.parametrize("place", ["/proc/out", "file/out"])
+def test_prune_says_where_it_cannot_write(tmp_path, checkpoint, place, monkeypatch, capsys):
+    if place.startswith("/proc") and not Path("/proc").is_dir():
+        pytest.skip("needs /proc")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("not a folder")
+    words = ["prune", "--weights", checkpoint, "--out", place, "--sparsity", "0.5"]
+    assert "cannot be written" in _fails(capsys, *words)
+
+
+def test_prune_of_a_model_without_prunable_layers(tmp_path, monkeypatch, capsys):
+    (tmp_path / "flatnets.py").write_text("from torch import nn\ndef make():\n    return nn.BatchNorm1d(4)\n")
+    monkeypatch.chdir(tmp_path)
+    torch.save(nn.BatchNorm1d(4).state_dict(), tmp_path / "bn.pt")
+    for words in ([], ["--model", "flatnets:make"]):
+        said = _fails(capsys, "prune", "--weights", "bn.pt", "--out", "out", "--sparsity", "0.5", *words)
+        assert "no weight matrix" in said
+
+
+# --- figures ---------------------------------------------------------------------------------------------------
+
+
+def test_figures_are_listed(capsys):
+    assert run(["figures", "list"]) == 0
+    printed = capsys.readouterr().out
+    assert "error-against-retained" in printed
+    assert "accuracy-against-sparsity" in printed
+
+
+def test_unknown_figure_suggests_the_nearest(tmp_path, capsys):
+    assert "'error-against-retained'" in _fails(capsys, "figures", "make", "error-retained", "--out", tmp_path / "f")
+    assert not (tmp_path / "f").exists()
+
+
+def test_ctrl_c_ends_with_130_and_no_traceback(monkeypatch, capsys):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ellq.demo.run_demo", interrupted)
+    assert run(["demo"]) == 130
+    assert capsys.readouterr().err.strip() == "ellq: interrupted; nothing was written"

@@ -209,7 +209,7 @@ def _parser() -> ArgumentParser:
     return parser
 
 
-def _new_parser(description: str, **settings: str) -> ArgumentParser:
+def _new_parser(description: str, **settings: Any) -> ArgumentParser:
     return ArgumentParser(description=description, exit_on_error=False, allow_abbrev=False, **settings)
 
 

@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pandas as pd
+from rich import box as rich_box
 from rich.console import Console
 from rich.table import Table
 from torch import nn
@@ -134,27 +135,44 @@ def _stages(net: str, splits: Splits, seed: int, results: dict[str, NetResult]) 
 
 
 def summary_table(summary: pd.DataFrame) -> Table:
-    """Return the summary as a rich table."""
-    table = Table(title="ellq demo · scikit-learn digits, test split · no retraining", title_justify="left")
+    """Return the summary as a rich table that fits 80 columns."""
+    table = Table(
+        title="ellq demo · scikit-learn digits, test split · no retraining",
+        title_justify="left",
+        box=rich_box.SIMPLE_HEAD,
+        padding=0,
+        show_edge=False,
+    )
     shown = _shown_summary(summary)
-    for name in shown.columns:
-        table.add_column(name, justify="left" if name in ("net", "pruned by") else "right")
-    for i, row in enumerate(shown.itertuples(index=False)):
-        last = i + 1 == len(shown) or shown["net"].iloc[i + 1] != ""
-        table.add_row(*map(str, row), end_section=last)
+    cells = pd.DataFrame(
+        {
+            "net": [
+                net or f" {how.replace(' ·', '')}" for net, how in zip(shown["net"], shown["pruned by"], strict=True)
+            ],
+            "params": shown["params"],
+            "non-zero": shown["non-zeros"],
+            "FLOPs": shown["FLOPs"],
+            "accuracy": [
+                f"{before} → {after}" for before, after in zip(shown["acc. before"], shown["acc. after"], strict=True)
+            ],
+            **{name: shown[name] for name in ("bound", "by layer", "observed")},
+        }
+    )
+    for name in cells.columns:
+        table.add_column(name, justify="left" if name == "net" else "right", no_wrap=True)
+    for i, row in enumerate(cells.itertuples(index=False)):
+        table.add_row(*map(str, row), end_section=i + 1 < len(shown) and shown["net"].iloc[i + 1] != "")
     return table
 
 
 def print_summary(summary: pd.DataFrame, out: str | Path, console: Console) -> None:
     """Print the summary and where things are."""
     console.print(summary_table(summary))
-    console.print(
-        "Largest rms change of a logit over the test inputs: bound, proved from the sizes of what was removed;"
-    )
-    console.print(
-        "by layer, proved from each layer's own error on the dense net's features; observed, the change itself."
-    )
     console.print("lq: weights set to zero, which saves storage, not FLOPs. id: hidden units removed.")
+    console.print("Largest rms change of a logit over the test inputs:")
+    console.print("  bound     proved from the sizes of what was removed")
+    console.print("  by layer  proved from each layer's own error on the dense net's features")
+    console.print("  observed  the change itself")
     console.print(f"Report: {Path(out) / 'report.html'}", soft_wrap=True)
 
 
@@ -174,9 +192,9 @@ def _shown_summary(summary: pd.DataFrame) -> pd.DataFrame:
             "FLOPs": [f"{n:,}" for n in summary["flops"]],
             "acc. before": [f"{a:.2%}" for a in summary["accuracy_before"]],
             "acc. after": [f"{a:.2%}" for a in summary["accuracy_after"]],
-            "bound": ["–" if d else f"{b:.4g}" for b, d in zip(summary["bound"], is_dense, strict=True)],
-            "by layer": ["–" if d else f"{b:.4g}" for b, d in zip(summary["bound_measured"], is_dense, strict=True)],
-            "observed": ["–" if d else f"{o:.4g}" for o, d in zip(summary["observed"], is_dense, strict=True)],
+            "bound": ["–" if d else f"{b:.3g}" for b, d in zip(summary["bound"], is_dense, strict=True)],
+            "by layer": ["–" if d else f"{b:.3g}" for b, d in zip(summary["bound_measured"], is_dense, strict=True)],
+            "observed": ["–" if d else f"{o:.3g}" for o, d in zip(summary["observed"], is_dense, strict=True)],
         }
     )
 

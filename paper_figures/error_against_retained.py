@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -12,7 +14,7 @@ from ellq.paper_figures.digits import sweeps
 
 LABELS = {"lq": "weights retained", "id": "hidden units retained"}
 TITLES = {"lq": "ℓq masks (ellq, yang2022)", "id": "ID (ellq, chee2021)"}
-STYLES = {"observed": "-", "bound_measured": "--", "bound": ":"}
+STYLES: dict[str, Literal["-", "--", ":"]] = {"observed": "-", "bound_measured": "--", "bound": ":"}
 
 
 def compute(*, seed: int = 0) -> pd.DataFrame:

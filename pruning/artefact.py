@@ -45,7 +45,7 @@ def write_into(folder: Path, model: nn.Module | Mapping[str, Tensor], *, plan: P
         save_model(model, str(folder / WEIGHTS))
     else:
         # Cloned, because safetensors refuses tensors that share memory.
-        tensors = {name: value.clone().contiguous() for name, value in model.items() if isinstance(value, Tensor)}
+        tensors = {name: torch.as_tensor(value).clone().contiguous() for name, value in model.items()}
         save_file(tensors, str(folder / WEIGHTS))
     modules = dict(model.named_modules()) if isinstance(model, nn.Module) else {}
     description = {
@@ -74,6 +74,7 @@ def load(folder: str | Path, factory: Callable[[], Model]) -> Model:
 
     Raises:
         FileNotFoundError: a file is missing.
+        TypeError: ``factory`` makes no module.
         ValueError: a file is damaged, or ``factory`` makes another architecture; the first mismatch is named.
     """
     folder = Path(folder)
@@ -82,15 +83,17 @@ def load(folder: str | Path, factory: Callable[[], Model]) -> Model:
     if not weights.is_file():
         raise FileNotFoundError(f"{weights} does not exist. Pass a folder that ellq.save wrote.")
     model = factory()
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"factory must make an nn.Module, got {type(model).__name__}. Pass the class or a function.")
     modules = dict(model.named_modules())
-    for name, sizes in description["linears"].items():
+    for name, (in_features, out_features) in description["linears"].items():
         module = modules.get(name)
         if not isinstance(module, nn.Linear):
             raise ValueError(
                 f"The saved model has a Linear {name!r}; the one that factory makes does not. Pass the factory of the"
                 f" class {description['class']}."
             )
-        _resize_(module, sizes["in_features"], sizes["out_features"])
+        _resize_(module, in_features, out_features)
     try:
         _match_dtypes_(model, weights)
         load_model(model, str(weights))
@@ -111,7 +114,14 @@ def _read_description(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} does not describe a saved model: its 'format' is not {FORMAT!r}.")
     if description.get("version") != VERSION:
         raise ValueError(f"{path} has version {description.get('version')!r}; this ellq reads version {VERSION}.")
-    return description
+    try:
+        sizes = {
+            str(name): (int(linear["in_features"]), int(linear["out_features"]))
+            for name, linear in description["linears"].items()
+        }
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is damaged ({type(error).__name__}: {error}).") from error
+    return {"class": str(description.get("class")), "linears": sizes}
 
 
 def _resize_(linear: nn.Linear, in_features: int, out_features: int) -> None:
@@ -127,7 +137,8 @@ def _resize_(linear: nn.Linear, in_features: int, out_features: int) -> None:
 
 def _match_dtypes_(model: nn.Module, weights: Path) -> None:
     """Give every tensor of the model the saved dtype, so that loading copies bits instead of converting them."""
-    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    # A shared tensor has several names, of which the file holds one that need not be the first.
+    tensors = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers())}
     with safe_open(str(weights), framework="pt") as file, torch.no_grad():
         for name in set(file.keys()) & set(tensors):
             dtype = file.get_tensor(name).dtype

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from dataclasses import dataclass
 
@@ -76,7 +77,8 @@ def hidden_layers(model: nn.Module) -> list[HiddenLayer]:
 
     The model's graph is traced symbolically, so functions called in ``forward`` count as well as modules. Left out,
     because cutting them would be wrong: units read by anything else besides the consumer (a residual path, an
-    output), layers called more than once, and layers that share a parameter with another.
+    output), in training or in evaluation; layers called more than once; and layers whose parameters another layer
+    or ``forward`` itself uses.
 
     Args:
         model: the model; only looked at.
@@ -87,6 +89,13 @@ def hidden_layers(model: nn.Module) -> list[HiddenLayer]:
     Raises:
         ValueError: the model cannot be traced, for example because its control flow depends on the data.
     """
+    # A copy, for tracing runs the model's own code, which may keep the symbols it is fed.
+    traced = copy.deepcopy(model)
+    in_training = _found(traced.train())
+    return [layer for layer in _found(traced.eval()) if layer in in_training]
+
+
+def _found(model: nn.Module) -> list[HiddenLayer]:
     try:
         graph = fx.symbolic_trace(model).graph
     except Exception as error:
@@ -96,6 +105,8 @@ def hidden_layers(model: nn.Module) -> list[HiddenLayer]:
     modules = dict(model.named_modules())
     calls = Counter(node.target for node in graph.nodes if node.op == "call_module")
     owners = Counter(id(p) for module in set(modules.values()) for p in module.parameters(recurse=False))
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    owners.update(id(parameters.get(str(node.target))) for node in graph.nodes if node.op == "get_attr")
     found = []
     for node in graph.nodes:
         producer = _plain_linear(node, modules)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
@@ -58,21 +59,24 @@ def maskable_weights(source: nn.Module | Mapping[str, Tensor]) -> list[Maskable]
 
     Raises:
         TypeError: ``source`` is neither.
-        ValueError: no such weight, a parametrised or masked layer, or what ``ellq.measure`` refuses.
+        ValueError: no such weight, one that is quantised, sparse, complex or computed from others (parametrised,
+            masked, normalised), or what ``ellq.measure`` refuses.
     """
+    if isinstance(source, nn.Module):
+        _refuse_quantised(source)
     found = weight_matrices(source)  # refuses what cannot be measured, before anything is planned
-    if not isinstance(source, nn.Module):
-        missing = [name for name in found.names if name not in source]
-        if missing:
+    if isinstance(source, nn.Module):
+        weights = list(_of_layers(source))
+    else:
+        computed = [name for name in found.skipped if "parametrizations" in name.split(".") or f"{name}_orig" in source]
+        for name in [name for name in found.names if name not in source] + computed:
             raise ValueError(
-                f"Weight {missing[0]!r} is made of several tensors (a mask or a reparametrisation). Bake it in first."
+                f"Weight {name!r} is computed from other tensors (a mask or a reparametrisation). Bake it in first."
             )
-        weights = [Maskable(name, torch.as_tensor(source[name]), 0) for name in found.names]
-        for weight in weights:
-            if weight.tensor.is_quantized or weight.tensor.layout != torch.strided:
-                raise ValueError(f"Weight {weight.name!r} is quantised or sparse. Mask its plain dense original.")
-        return weights
-    weights = list(_of_layers(source))
+        weights = [Maskable(name, _as_tensor(source[name]), 0) for name in found.names]
+    for weight in weights:
+        if weight.tensor.is_quantized or weight.tensor.layout != torch.strided or weight.tensor.is_complex():
+            raise ValueError(f"Weight {weight.name!r} is quantised, sparse or complex. Mask a plain dense real one.")
     if not weights:
         raise ValueError("The model holds no prunable layer: no linear, convolutional, recurrent or attention weight.")
     return weights
@@ -84,16 +88,43 @@ def _of_layers(model: nn.Module) -> Iterator[Maskable]:
         if not isinstance(module, _MASKABLE):
             continue
         prefix = f"{path}." if path else ""
-        if parametrize.is_parametrized(module):
-            raise ValueError(
-                f"Layer {path!r} is parametrised. Call torch.nn.utils.parametrize.remove_parametrizations first."
-            )
-        for name, parameter in module.named_parameters(recurse=False):
-            if name.endswith("_orig"):
-                raise ValueError(f"Layer {path!r} is already pruned by torch. Call torch.nn.utils.prune.remove first.")
+        own = dict(module.named_parameters(recurse=False))
+        _refuse_computed(module, path or type(module).__name__, own)
+        for name, parameter in own.items():
             if parameter.ndim >= 2 and not name.startswith("bias") and id(parameter) not in seen:
                 seen.add(id(parameter))
                 yield Maskable(prefix + name, parameter, transposed_groups(module) if name == "weight" else 0)
+
+
+def _refuse_quantised(model: nn.Module) -> None:
+    for path, module in model.named_modules():
+        kind = type(module)
+        is_packed = hasattr(module, "_packed_params") or hasattr(module, "_all_weight_values")
+        if kind.__module__.startswith("torch.ao.nn.quantized") and is_packed and "Embedding" not in kind.__name__:
+            raise ValueError(f"Layer {path!r} is quantised. Prune the float model, then quantise it.")
+
+
+def _refuse_computed(module: nn.Module, path: str, own: Mapping[str, Tensor]) -> None:
+    """Refuse a layer whose weight is computed from other tensors, with the call that bakes it in."""
+    problem, remedy = "", ""
+    if parametrize.is_parametrized(module):
+        problem, remedy = "is parametrised", "parametrize.remove_parametrizations"
+    for name in own:
+        base, _, kind = name.rpartition("_")
+        if kind == "orig" and hasattr(module, f"{base}_mask"):
+            problem, remedy = "is already pruned by torch", "prune.remove"
+        elif kind == "orig":
+            problem, remedy = "has spectral norm", "remove_spectral_norm"
+        elif kind == "g" and f"{base}_v" in own:
+            problem, remedy = "has weight norm", "remove_weight_norm"
+    if problem:
+        raise ValueError(f"Layer {path!r} {problem}. Call torch.nn.utils.{remedy} first.")
+
+
+def _as_tensor(value: Tensor | np.ndarray[tuple[int, ...], np.dtype[np.generic]]) -> Tensor:
+    if isinstance(value, np.ndarray) and not value.flags.writeable:
+        value = value.copy()
+    return torch.as_tensor(value)
 
 
 def keep_largest(units: Array, retained: Array) -> torch.Tensor:
@@ -119,7 +150,8 @@ def mask_(weights: list[Maskable], plan: Plan) -> None:
         plan: made for these weights.
 
     Raises:
-        ValueError: the plan is for other weights; the first mismatch is named and nothing was changed.
+        ValueError: the plan is for other weights, or one is not finite; the first mismatch is named and nothing was
+            changed.
     """
     by_name = {weight.name: weight for weight in weights}
     planned = {str(name): rows for name, rows in plan.table.groupby("layer", sort=False)}
@@ -133,12 +165,16 @@ def mask_(weights: list[Maskable], plan: Plan) -> None:
                 f"The plan is for another model: layer {name!r} has {shape[0]} units of {shape[1]} weights, the plan"
                 f" {len(rows)} of {int(rows['size'].iloc[0])}."
             )
+    masks = []  # all of them before the first weight is changed
+    for name, rows in planned.items():
+        weight = by_name[name]
+        kept = keep_largest(weight.units(), rows["retained"].to_numpy(dtype="int64"))
+        masks.append(torch.from_numpy(from_unit_rows(kept.numpy(), tuple(weight.tensor.shape), weight.groups)))
     with torch.no_grad():
-        for name, rows in planned.items():
-            weight = by_name[name]
-            kept = keep_largest(weight.units(), rows["retained"].to_numpy(dtype="int64"))
-            mask = torch.from_numpy(from_unit_rows(kept.numpy(), tuple(weight.tensor.shape), weight.groups))
-            weight.tensor.masked_fill_(~mask.to(weight.tensor.device), 0)
+        for name, mask in zip(planned, masks, strict=True):
+            tensor = by_name[name].tensor
+            # By way of float64, which holds every float exactly: the smallest formats cannot be masked themselves.
+            tensor.copy_(tensor.double().masked_fill(~mask.to(tensor.device), 0))
 
 
 def _units_shape(weight: Maskable) -> tuple[int, int]:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from rich.markup import escape
 from rich.table import Table
 
 from ellq.theory import Skeleton
@@ -75,22 +76,14 @@ class Plan:
 
         Raises:
             ValueError: the plan is for ``"id"`` (its corrections fit one choice only), rows or columns are missing or
-                reordered, or a count is outside [0, size].
+                reordered, or a count is not a whole number in [0, size].
         """
         if self.method != "lq":
             raise ValueError("A plan of method 'id' holds corrections for its own choice. Make a new plan instead.")
-        same = list(table.columns) == list(COLUMNS) and table.drop(columns=["retained", "reason"]).equals(
-            self.table.drop(columns=["retained", "reason"])
-        )
-        if not same:
+        fixed = ["layer", "unit", "size"]
+        if list(table.columns) != list(COLUMNS) or table[fixed].values.tolist() != self.table[fixed].values.tolist():
             raise ValueError("table must have the plan's own rows and columns. Start from plan.to_frame().")
-        if not table["retained"].between(0, table["size"]).all():
-            worst = table.loc[~table["retained"].between(0, table["size"])].iloc[0]
-            raise ValueError(
-                f"retained={worst['retained']} of layer {worst['layer']!r}, unit {worst['unit']}, is outside"
-                f" [0, {worst['size']}]."
-            )
-        return replace(self, table=table.reset_index(drop=True))
+        return replace(self, table=_checked(table))
 
     def to_json(self) -> str:
         """Return the plan as JSON; arrays are kept to the last bit."""
@@ -122,7 +115,7 @@ class Plan:
         """Return the plan that ``to_json`` wrote.
 
         Raises:
-            ValueError: not JSON, not a plan, or of a version this ellq does not know.
+            ValueError: not JSON, not a plan, damaged, or of a version this ellq does not know.
         """
         try:
             data = json.loads(text)
@@ -132,17 +125,21 @@ class Plan:
             raise ValueError(f"The JSON is not an ellq plan: its 'format' is not {FORMAT!r}.")
         if data.get("version") != VERSION:
             raise ValueError(f"The plan has version {data.get('version')!r}; this ellq reads version {VERSION}.")
-        corrections = tuple(
-            Correction(
-                c["producer"],
-                c["consumer"],
-                np.array(c["indices"], dtype=np.int64),
-                _decode(c["weight"]),
-                None if c["bias"] is None else _decode(c["bias"]),
+        try:
+            corrections = tuple(
+                Correction(
+                    c["producer"],
+                    c["consumer"],
+                    np.array(c["indices"], dtype=np.int64),
+                    _decode(c["weight"]),
+                    None if c["bias"] is None else _decode(c["bias"]),
+                )
+                for c in data["corrections"]
             )
-            for c in data["corrections"]
-        )
-        return Plan(data["method"], data["rule"], data["settings"], plan_table(**data["table"]), corrections)
+            table = _checked(plan_table(**data["table"]))
+            return Plan(data["method"], data["rule"], dict(data["settings"]), table, corrections)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"The plan is damaged ({type(error).__name__}: {error}).") from error
 
     def layers(self) -> pd.DataFrame:
         """Return one row per layer: units, size, retained, sparsity, and the reason its units share most."""
@@ -167,7 +164,7 @@ class Plan:
         table.add_column("reason")
         for row in self.layers().itertuples():
             table.add_row(
-                str(row.layer),
+                escape(str(row.layer)),
                 f"{row.units:,}",
                 f"{row.size:,}",
                 f"{row.retained:,}",
@@ -190,6 +187,20 @@ def plan_table(
             "reason": pd.Series(reason, dtype="object"),
         }
     )
+
+
+def _checked(table: pd.DataFrame) -> pd.DataFrame:
+    """Return a table with its types restored; refuse counts that are not whole numbers in [0, size]."""
+    counts = pd.to_numeric(table["retained"])
+    bad = ~(counts.between(0, table["size"]) & (counts % 1 == 0))
+    if bad.any():
+        worst = table.loc[bad].iloc[0]
+        raise ValueError(
+            f"retained={worst['retained']} of layer {worst['layer']!r}, unit {worst['unit']}, is not a whole number in"
+            f" [0, {worst['size']}]."
+        )
+    layer, unit, size, reason = (table[name].tolist() for name in ("layer", "unit", "size", "reason"))
+    return plan_table(layer, unit, size, counts.astype("int64").tolist(), reason)
 
 
 def _plain(column: pd.Series[Any]) -> list[Any]:

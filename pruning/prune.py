@@ -99,12 +99,16 @@ def apply(model: Model, plan: Plan, *, inplace: bool = False) -> Model:
         state dict, a state dict.
 
     Raises:
+        TypeError: ``inplace`` on a mapping whose tensors cannot be changed, or an ``"id"`` plan on a state dict.
         ValueError: the plan is for another model; the first mismatch is named and the model is untouched.
     """
     if inplace:
+        _refuse_fleeting(model)
         target = model
+    elif isinstance(model, nn.Module | dict):
+        target = copy.deepcopy(model)
     else:
-        target = copy.deepcopy(model) if isinstance(model, nn.Module) else cast(Model, copy.deepcopy(dict(model)))
+        target = cast(Model, copy.deepcopy(dict(model)))
     if plan.method == "lq":
         masks.mask_(masks.maskable_weights(target), plan)
     elif isinstance(target, nn.Module):
@@ -193,11 +197,21 @@ def _budget(layers: list[Array], sparsity: float) -> int:
     budget = allocate.retained_of(total, sparsity)
     if budget < live:
         reachable = math.floor((1 - live / total) * 1e6) / 1e6
+        advice = f"Choose sparsity <= {reachable:g}." if reachable > 0 else "Nothing can be removed."
         raise ValueError(
             f"sparsity={sparsity:g} leaves {budget} weights for {live} units, each of which keeps at least one."
-            f" Choose sparsity <= {reachable:g}."
+            f" {advice}"
         )
     return budget
+
+
+def _refuse_fleeting(model: nn.Module | Mapping[str, Tensor]) -> None:
+    if isinstance(model, nn.Module):
+        return
+    for name in model:
+        value: object = model[name]
+        if value is not model[name] or (isinstance(value, np.ndarray) and not value.flags.writeable):
+            raise TypeError(f"Entry {name!r} is read-only, so it cannot be changed in place. Leave out inplace=True.")
 
 
 def _one_of(value: object, allowed: tuple[str, ...], name: str) -> None:

@@ -60,8 +60,7 @@ class Gram:
         self.batches += 1
         if X.shape[0] == 0:
             return
-        x_mean, y_mean = X.mean(axis=0), Y.mean(axis=0)
-        X, Y = X - x_mean, Y - y_mean
+        (X, x_mean), (Y, y_mean) = _centred(X), _centred(Y)
         self._add(X.shape[0], x_mean, y_mean, X.T @ X, X.T @ Y, (Y * Y).sum(axis=0))
 
     def merge(self, other: Gram) -> Gram:
@@ -92,18 +91,30 @@ class Gram:
         self.samples = total
 
     def moments(self, *, centred: bool) -> tuple[Array, Array, Array]:
-        """Return (XᵀX, XᵀY, Σy²) of the samples, with the means removed or not.
+        """Return (XᵀX, XᵀY, Σy²) of the samples so far, with the means removed or not.
 
         Raises:
             ValueError: nothing was accumulated.
         """
-        if self.samples == 0:
-            raise ValueError("The accumulator is empty. Feed at least one sample first.")
+        self.require_samples()
         if centred:
-            return self.xx, self.xy, self.yy
+            return self.xx.copy(), self.xy.copy(), self.yy.copy()
         n = self.samples
         return (
             self.xx + n * np.outer(self.x_mean, self.x_mean),
             self.xy + n * np.outer(self.x_mean, self.y_mean),
             self.yy + n * self.y_mean**2,
         )
+
+    def require_samples(self) -> None:
+        """Raise ValueError if nothing was accumulated."""
+        if self.samples == 0:
+            raise ValueError("The accumulator is empty. Feed at least one sample first.")
+
+
+def _centred(values: Array) -> tuple[Array, Array]:
+    mean = values.mean(axis=0)
+    values = values - mean
+    # The mean of many large values is off in its last digits; what it missed is the mean of what is left.
+    missed = values.mean(axis=0)
+    return values - missed, mean + missed

@@ -16,8 +16,8 @@ from ellq.theory.arguments import (
     real_number,
     rising_orders,
 )
-from ellq.theory.measures import effective_count, lq_quasinorm
-from ellq.theory.rounding import UNIT_ROUNDOFF, norm_error, outward
+from ellq.theory.measures import effective_count, power_sums, scaled_root
+from ellq.theory.rounding import log_error, outward
 
 
 def best_term_errors(w: npt.ArrayLike, p: float = 2.0) -> Array:
@@ -37,19 +37,35 @@ def best_term_errors(w: npt.ArrayLike, p: float = 2.0) -> Array:
     Raises:
         TypeError: ``p`` is not a real number, or ``w`` is not numeric.
         ValueError: ``p`` ≤ 0, ``w`` not a vector, or a NaN or infinite entry.
+        OverflowError: ‖w‖_p exceeds float64.
 
     Reference: Foucart & Rauhut 2013, Definition 2.2.
     """
     vector = finite_array(w, "w", ndim=1)
     p = positive_order(p, "p")
-    errors = np.zeros(vector.size + 1)
-    if vector.size:
-        rising = np.sort(np.abs(vector))
-        exponent = int(np.frexp(rising[-1])[1])
-        # Summed from the smallest up: the tails are running sums, each accurate to its own size.
-        tails = np.cumsum(np.ldexp(rising, -exponent) ** p)
-        errors[:-1] = np.ldexp(tails[::-1] ** (1 / p), exponent)
+    rising = np.sort(np.abs(vector))
+    # Summed from the smallest up: the tails are running sums, each accurate to its own size.
+    errors = np.append(_running_norms(rising, p)[::-1], 0.0)
+    if np.isinf(errors[0]):
+        raise OverflowError(f"‖w‖_p exceeds float64 for p={p:g}. Choose a larger p, or scale w down.")
     return errors
+
+
+def _running_norms(rising: Array, p: float) -> Array:
+    # (Σ_{j≤i} |w_j|^p)^(1/p) for every i. Entries are taken in stretches whose p-th powers, relative to the largest of
+    # the stretch, stay above 2^−1000: beside a large entry the powers of small ones would underflow.
+    norms = np.zeros(rising.size)
+    exponents = np.frexp(rising)[1]
+    stretch = int(min(1000 / p - 1, 4000))
+    start, before = int(np.count_nonzero(rising == 0)), 0.0
+    while start < rising.size:
+        stop = start + int(np.searchsorted(exponents[start:], exponents[start] + stretch, side="right"))
+        top = exponents[stop - 1]
+        powers = np.ldexp(rising[start:stop], -top) ** p
+        powers[0] += np.ldexp(before, -top) ** p
+        norms[start:stop] = scaled_root(np.cumsum(powers), p, top)
+        start, before = stop, norms[stop - 1]
+    return norms
 
 
 def best_term_error(w: npt.ArrayLike, retained: int, *, p: float = 2.0) -> float:
@@ -92,8 +108,12 @@ def stechkin_constant(q: float, p: float) -> float:
     Reference: Foucart & Rauhut 2013, Theorem 2.5.
     """
     q, p = rising_orders(q, p)
+    return math.exp(_log_stechkin_constant(q, p))
+
+
+def _log_stechkin_constant(q: float, p: float) -> float:
     ratio = q / p
-    return math.exp((ratio * math.log(ratio) + (1 - ratio) * math.log1p(-ratio)) / q)
+    return (ratio * math.log(ratio) + (1 - ratio) * math.log1p(-ratio)) / q
 
 
 def stechkin_bound(w: npt.ArrayLike, retained: int, *, q: float, p: float = 2.0) -> float:
@@ -102,7 +122,7 @@ def stechkin_bound(w: npt.ArrayLike, retained: int, *, q: float, p: float = 2.0)
         σ_k(w)_p ≤ c · k^(1/p − 1/q) · ‖w‖_q      c = [(q/p)^(q/p) · (1 − q/p)^(1 − q/p)]^(1/q)
 
     Sharp: vectors of equal magnitudes come arbitrarily close. Scales with w; ignores order and signs. Rounded up, so
-    the float returned is never below the exact bound.
+    the float returned is never below the exact bound; 0 for the zero vector.
 
     Args:
         w: real vector, shape (d,), d ≥ 1, finite.
@@ -116,16 +136,24 @@ def stechkin_bound(w: npt.ArrayLike, retained: int, *, q: float, p: float = 2.0)
     Raises:
         TypeError: an argument is not a number of its kind.
         ValueError: q outside (0, p), ``retained`` outside [1, d], or ``w`` not a finite vector.
-        OverflowError: ‖w‖_q exceeds float64.
+        OverflowError: the bound exceeds float64.
 
     Reference: Foucart & Rauhut 2013, Theorem 2.5.
     """
     vector = finite_array(w, "w", ndim=1)
     q, p = rising_orders(q, p)
     k = count(retained, "retained", low=1, high=vector.size)
-    bound = stechkin_constant(q, p) * k ** (1 / p - 1 / q) * lq_quasinorm(vector, q)
-    # The constant and the power of k: a few operations each, their exponents amplified by 1/q.
-    return float(outward(bound, norm_error(vector.size, q) + norm_error(8, q)))
+    sums = power_sums(vector, (q,))
+    if not sums.nonzeros:
+        return 0.0
+    # In logarithms: k^(1/p − 1/q) and ‖w‖_q may each leave float64 where their product does not.
+    log_constant, log_k, log_norm = _log_stechkin_constant(q, p), math.log(k), float(sums.log_quasinorm(q))
+    log_bound = log_constant + (1 / p - 1 / q) * log_k + log_norm
+    if log_bound > 709:
+        raise OverflowError(f"The bound exceeds float64 for q={q:g} (its natural log is {log_bound:.6g}).")
+    # Every rounding is relative to one of these terms; the sum of powers and the constant carry theirs into 1/q.
+    terms = abs(log_constant) + (1 / p + 1 / q) * log_k + math.log(2 * vector.size) / q + abs(int(sums.exponent)) + 1
+    return float(outward(math.exp(log_bound), log_error((vector.size + 16) / q + 8 * terms)))
 
 
 def retained_exact(w: npt.ArrayLike, tol: float, *, p: float = 2.0) -> int:
@@ -146,6 +174,7 @@ def retained_exact(w: npt.ArrayLike, tol: float, *, p: float = 2.0) -> int:
     Raises:
         TypeError: an argument is not a real number.
         ValueError: ``tol`` outside [0, 1], ``p`` ≤ 0, or ``w`` not a finite vector.
+        OverflowError: ‖w‖_p exceeds float64.
 
     Reference: by definition; one sort.
     """
@@ -185,7 +214,7 @@ def retained_necessary(w: npt.ArrayLike, ratio: float, *, p: float, q: float) ->
     if eta < 0:
         raise ValueError(f"ratio={eta:g} is negative. It is removed mass divided by kept mass.")
     bound = float(effective_count(vector, p, q)) * (1 + eta) ** (-q / (q - p))
-    return float(bound * (1 - _count_error(vector.size, p, q)))
+    return float(bound / (1 + _count_error(vector.size, p, q)))
 
 
 def retained_sufficient(w: npt.ArrayLike, tol: float, *, p: float, q: float) -> float:
@@ -222,8 +251,8 @@ def retained_sufficient(w: npt.ArrayLike, tol: float, *, p: float, q: float) -> 
 
 def _count_error(size: int, p: float, q: float) -> float:
     # N = exp((q·log S_p − p·log S_q)/(q − p)): sums of `size` powers, each off by (size + 8)u relatively, their
-    # logarithms at most log(2·size) in size and off by 2u of that; then the factors around N, eight operations whose
-    # exponents are amplified like N's and whose logarithms stay below 700.
-    per_sum = size + 8 + 2 * math.log(2 * size)
-    amplified = per_sum * (p + q) / (q - p)
-    return 1.01 * UNIT_ROUNDOFF * (amplified + 8 * (1 + (p + q) / (q - p)) + 4 * 700)
+    # logarithms at most log(size) + order in size; then the factors around N, whose inner roundings are amplified
+    # by at most (p + q)/(q − p) and whose logarithms stay below 750.
+    in_sums = (size + 8) * (p + q)
+    in_logarithms = 8 * (q * (math.log(size) + p) + p * (math.log(size) + q))
+    return log_error((in_sums + in_logarithms + 8 * (p + q)) / (q - p) + 8 * math.log(size) + 4 * 750)

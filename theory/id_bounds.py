@@ -31,10 +31,19 @@ def skeleton_residual(
     """
     A = finite_array(features, "features", ndim=2)
     T = finite_array(interpolation, "interpolation", ndim=2)
-    J = np.asarray(indices, dtype=np.intp)
-    if T.shape != (J.size, A.shape[1]):
-        raise ValueError(f"interpolation has shape {T.shape}, expected {(J.size, A.shape[1])}.")
-    return np.asarray(A - finite_array(offset, "offset", ndim=1) - A[:, J] @ T)
+    constant = finite_array(offset, "offset", ndim=1)
+    J = np.asarray(indices)
+    if J.ndim != 1 or (J.size and J.dtype.kind not in "iu"):
+        raise TypeError(f"indices must be a list of whole numbers, got {J.dtype} of shape {J.shape}.")
+    if T.shape != (J.size, A.shape[1]) or constant.shape != A.shape[1:]:
+        raise ValueError(
+            f"interpolation and offset have shapes {T.shape} and {constant.shape}; expected"
+            f" {(J.size, A.shape[1])} and {A.shape[1:]}."
+        )
+    J = J.astype(np.intp)
+    if J.size and not 0 <= J.min() <= J.max() < A.shape[1]:
+        raise ValueError(f"indices reach from {J.min()} to {J.max()}, outside the {A.shape[1]} columns of features.")
+    return np.asarray(A - constant - A[:, J] @ T)
 
 
 def skeleton_output_bound(residual: npt.ArrayLike, consumer: npt.ArrayLike) -> Array:
@@ -42,7 +51,8 @@ def skeleton_output_bound(residual: npt.ArrayLike, consumer: npt.ArrayLike) -> A
 
         ‖(A − A_J T)u‖ / √n ≤ ‖A − A_J T‖_2 · ‖u‖_2 / √n
 
-    Holds for any skeleton and any T; equality when u is the top right singular vector of the residual. Rounded up.
+    Holds for any skeleton and any T; equality when u is the top right singular vector of the residual. Rounded up; 0
+    where the residual or the row is.
 
     Args:
         residual: A − A_J T over n samples, shape (n, m), finite.
@@ -62,7 +72,13 @@ def skeleton_output_bound(residual: npt.ArrayLike, consumer: npt.ArrayLike) -> A
     U = finite_array(consumer, "consumer", ndim=2)
     if E.shape[1] != U.shape[1]:
         raise ValueError(f"residual has {E.shape[1]} columns but consumer rows have {U.shape[1]} entries.")
+    if not E.size:
+        raise ValueError(f"residual is empty (shape {E.shape}). Pass at least one sample and one feature.")
+    # Scaled by powers of two, so that neither squares nor products leave float64 before the result does.
+    e, f = np.frexp(np.abs(E).max())[1], np.frexp(np.abs(U).max(axis=1))[1]
+    largest = float(np.linalg.norm(np.ldexp(E, -e), 2)) / np.sqrt(E.shape[0])
+    product = largest * np.linalg.norm(np.ldexp(U, -f[:, None]), axis=1)
     # A singular value from LAPACK is off by a modest multiple of u·‖E‖; max(shape) covers it (Anderson et al. 1999).
-    top = float(np.linalg.norm(E, 2)) / np.sqrt(E.shape[0])
     error = norm_error(U.shape[1], 2.0) + norm_error(max(E.shape), 1.0)
-    return outward(top * np.linalg.norm(U, axis=1), error)
+    with np.errstate(over="ignore"):
+        return np.where(product > 0, outward(np.ldexp(product, e + f), error), 0.0)

@@ -64,6 +64,7 @@ def interpolate(gram: Gram, selection: Selection, *, intercept: bool) -> Skeleto
 
     Reference: Chee et al. 2021 (arXiv 2108.00065): T = R11⁻¹[R11 R12]Πᵀ; the constant column is ours.
     """
+    gram.require_samples()
     chosen, rank = selection.indices, selection.rank
     m = gram.x_mean.size
     T = np.zeros((chosen.size, m))
@@ -91,21 +92,24 @@ def refit(gram: Gram, selection: Selection, *, intercept: bool, present: Array |
         The least-squares solution, and its squared error after each choice.
 
     Raises:
-        ValueError: ``gram`` is empty.
+        ValueError: ``gram`` is empty, or ``present`` has another shape than (m, c).
 
     Reference: normal equations through the factor of ``selection``.
     """
     G, R, yy = gram.moments(centred=intercept)
+    if present is not None and present.shape != R.shape:
+        raise ValueError(f"present has shape {present.shape}, expected {R.shape}: one row per feature.")
     chosen, rank = selection.indices, selection.rank
     independent, redundant = chosen[:rank], chosen[rank:]
     errors = np.full(chosen.size + 1, float(yy.sum()))
     coefficients = np.zeros((chosen.size, R.shape[1]))
+    if present is not None:
+        coefficients[rank:] = present[redundant]
     if rank:
         upper = selection.factor[:, independent]
         explained = solve_triangular(upper, R[independent], trans="T")
         coefficients[:rank] = solve_triangular(upper, explained)
         if present is not None and redundant.size:
-            coefficients[rank:] = present[redundant]
             taken_over = solve_triangular(upper, G[np.ix_(independent, redundant)], trans="T")
             coefficients[:rank] -= solve_triangular(upper, taken_over) @ present[redundant]
         gains = np.concatenate([(explained**2).sum(axis=1), np.zeros(chosen.size - rank)])

@@ -49,7 +49,8 @@ def lq_quasinorm(w: npt.ArrayLike, q: float, axis: int = -1) -> Array:
 
     Reference: Yang et al. 2022 (arXiv 2206.05604), soft sparsity; Foucart & Rauhut 2013, section 2.1.
     """
-    return power_sums(w, (positive_order(q),), axis=axis).quasinorm(q)
+    q = positive_order(q)
+    return power_sums(w, (q,), axis=axis).quasinorm(q)
 
 
 def sparsity_index(w: npt.ArrayLike, q: float, axis: int = -1) -> Array:
@@ -74,7 +75,8 @@ def sparsity_index(w: npt.ArrayLike, q: float, axis: int = -1) -> Array:
 
     Reference: Yang et al. 2022 (arXiv 2206.05604).
     """
-    return power_sums(w, (order_below_one(q), 1.0), axis=axis).sparsity_index(q)
+    q = order_below_one(q)
+    return power_sums(w, (q, 1.0), axis=axis).sparsity_index(q)
 
 
 def pq_index(w: npt.ArrayLike, p: float, q: float, axis: int = -1) -> Array:
@@ -153,12 +155,14 @@ class PowerSums:
     def log_quasinorm(self, q: float) -> Array:
         """Return log ‖w‖_q, which is finite whatever the order; −∞ for a zero vector."""
         with np.errstate(divide="ignore"):
-            return np.log(self.sums[q]) / q + self.exponent * _LOG2
+            norm = np.log(self.sums[q]) / q + self.exponent * _LOG2
+            return np.where(self.nonzeros == 1, np.log(self.largest), norm)
 
     def quasinorm(self, q: float) -> Array:
         """Return ‖w‖_q; raises OverflowError where it exceeds float64."""
-        with np.errstate(over="ignore"):
-            norm = np.ldexp(self.sums[q] ** (1 / q), self.exponent)
+        norm = scaled_root(self.sums[q], q, self.exponent)
+        # A single non-zero entry is its own norm; 1/q would magnify the rounding of its q-th power.
+        norm = np.where(self.nonzeros == 1, self.largest, norm)
         if np.isinf(norm).any():
             raise OverflowError(
                 f"‖w‖_q exceeds float64 for q={q:g} (its natural log is"
@@ -170,7 +174,7 @@ class PowerSums:
         """Return ‖w‖_1/‖w‖_q, in [size^(1−1/q), 1] for q < 1; NaN for a zero vector."""
         with np.errstate(divide="ignore", invalid="ignore"):
             ratio = np.exp(np.log(self.sums[1.0]) - np.log(self.sums[q]) / q)
-        return np.asarray(np.minimum(ratio, 1.0))
+        return np.where(self.nonzeros == 1, 1.0, np.minimum(ratio, 1.0))
 
     def pq_index(self, p: float, q: float) -> Array:
         """Return 1 − size^(1/q − 1/p)‖w‖_p/‖w‖_q, in [0, 1); NaN for a zero vector."""
@@ -187,19 +191,28 @@ class PowerSums:
 
     def pooled(self) -> PowerSums:
         """Return the sums of the one vector that all n vectors make when joined, as arrays of shape (1,)."""
-        top = self.exponent[self.nonzeros > 0].max(initial=np.iinfo(np.int64).min)
-        if not self.nonzeros.any():
-            top = np.int64(0)
+        largest = np.max(self.largest, initial=0.0)
+        top = np.frexp(largest)[1]
         # A vector of tiny scale beside a huge one may underflow to 0 here, which only q near 0 could notice;
         # exp2 of the scaled difference keeps it exactly as small as it is.
         shift = np.where(self.nonzeros > 0, self.exponent - top, 0).astype(np.float64)
         return PowerSums(
-            size=self.size.sum(keepdims=True),
-            nonzeros=self.nonzeros.sum(keepdims=True),
-            largest=self.largest.max(keepdims=True, initial=0.0),
+            size=np.array([np.sum(self.size)], dtype=np.int64),
+            nonzeros=np.array([np.sum(self.nonzeros)], dtype=np.int64),
+            largest=np.array([largest]),
             exponent=np.array([top], dtype=np.int64),
-            sums={q: (total * np.exp2(q * shift)).sum(keepdims=True) for q, total in self.sums.items()},
+            sums={q: np.array([np.sum(total * np.exp2(q * shift))]) for q, total in self.sums.items()},
         )
+
+
+def scaled_root(total: Array, q: float, exponent: npt.ArrayLike) -> Array:
+    """Return total^(1/q)·2^exponent; infinite only where that exceeds float64."""
+    with np.errstate(over="ignore"):
+        norm = np.ldexp(total ** (1 / q), exponent)
+        if np.isinf(norm).any():  # the power alone may have overflown
+            root = total ** (0.5 / q)
+            norm = np.where(np.isinf(norm), root * np.ldexp(root, exponent), norm)
+    return np.asarray(norm)
 
 
 def join(parts: Sequence[PowerSums]) -> PowerSums:
@@ -214,11 +227,11 @@ def join(parts: Sequence[PowerSums]) -> PowerSums:
     if any(set(part.sums) != orders for part in parts):
         raise ValueError("parts hold different orders. Take all sums with the same orders.")
     return PowerSums(
-        size=np.concatenate([part.size for part in parts]),
-        nonzeros=np.concatenate([part.nonzeros for part in parts]),
-        largest=np.concatenate([part.largest for part in parts]),
-        exponent=np.concatenate([part.exponent for part in parts]),
-        sums={q: np.concatenate([part.sums[q] for part in parts]) for q in parts[0].sums},
+        size=np.hstack([part.size for part in parts]),
+        nonzeros=np.hstack([part.nonzeros for part in parts]),
+        largest=np.hstack([part.largest for part in parts]),
+        exponent=np.hstack([part.exponent for part in parts]),
+        sums={q: np.hstack([part.sums[q] for part in parts]) for q in parts[0].sums},
     )
 
 
@@ -234,9 +247,10 @@ def power_sums(w: npt.ArrayLike, orders: Sequence[float], axis: int = -1) -> Pow
         Sums whose arrays have ``w``'s shape without ``axis``.
 
     Raises:
-        TypeError: ``w`` is not numeric.
-        ValueError: an empty axis, or a NaN or infinite entry.
+        TypeError: an order is not a real number, or ``w`` is not numeric.
+        ValueError: an order ≤ 0, an empty axis, or a NaN or infinite entry.
     """
+    orders = [positive_order(q, "order") for q in orders]
     array = np.moveaxis(np.atleast_1d(finite_array(w, "w")), axis, -1)
     if array.shape[-1] == 0:
         raise ValueError(f"w has no entries along axis {axis} (shape {np.shape(w)}). Pass at least one.")

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from ellq.theory.approximation import stechkin_bound
 from ellq.theory.arguments import Array, finite_array, order_below_one, real_number
+from ellq.theory.measures import lq_quasinorm
 from ellq.theory.rounding import norm_error, outward, product_error
 
 
@@ -28,13 +29,15 @@ def unit_error_observed(removed: npt.ArrayLike, inputs: npt.ArrayLike) -> float:
 
     Raises:
         TypeError: an argument is not numeric.
-        ValueError: wrong dimensions, or a NaN or infinite entry.
+        ValueError: wrong dimensions, no samples, or a NaN or infinite entry.
 
     Reference: by definition.
     """
     v = finite_array(removed, "removed", ndim=1)
-    X = finite_array(inputs, "inputs", ndim=2)
-    return float(np.sqrt(np.mean((X @ v) ** 2)))
+    X = _samples(inputs)
+    if X.shape[1] != v.size:
+        raise ValueError(f"inputs has {X.shape[1]} columns but removed has {v.size} entries.")
+    return float(lq_quasinorm(X @ v, 2.0) / np.sqrt(len(X)))
 
 
 def unit_error_l1(removed: npt.ArrayLike, scale: float) -> float:
@@ -58,7 +61,7 @@ def unit_error_l1(removed: npt.ArrayLike, scale: float) -> float:
     Reference: triangle inequality; the linear-unit theorem of Yang et al. 2022 as reconstructed, case (a).
     """
     v = finite_array(removed, "removed", ndim=1)
-    return float(outward(_scale(scale) * np.abs(v).sum(), norm_error(v.size, 1.0)))
+    return _times(_scale(scale), float(outward(np.abs(v).sum(), norm_error(v.size, 1.0))) if v.any() else 0.0)
 
 
 def unit_error_lq(w: npt.ArrayLike, retained: int, *, q: float, scale: float) -> float:
@@ -81,13 +84,12 @@ def unit_error_lq(w: npt.ArrayLike, retained: int, *, q: float, scale: float) ->
     Raises:
         TypeError: an argument is not numeric.
         ValueError: ``q`` outside (0, 1), ``retained`` outside [1, d], ``scale`` < 0, or ``w`` not a finite vector.
-        OverflowError: ‖w‖_q exceeds float64.
+        OverflowError: the bound of the tail exceeds float64.
 
     Reference: the linear-unit theorem of Yang et al. 2022 (arXiv 2206.05604) as reconstructed, case (a); its
     constant ours, by ``stechkin_constant(q, 1)``.
     """
-    tail = stechkin_bound(w, retained, q=order_below_one(q), p=1.0)
-    return float(outward(_scale(scale) * tail, product_error(1)))
+    return _times(_scale(scale), stechkin_bound(w, retained, q=order_below_one(q), p=1.0))
 
 
 def chain_error(
@@ -121,8 +123,8 @@ def chain_error(
     bounds: list[float] = []
     error = 0.0
     for delta, gain, rho in zip(local_errors, gains, lipschitz, strict=True):
-        step = _scale(rho, "lipschitz") * (_scale(gain, "gains") * error + _scale(delta, "local_errors"))
-        error = float(outward(step, product_error(3))) if step > 0 else 0.0
+        change = _times(_scale(gain, "gains"), error) + _scale(delta, "local_errors")
+        error = _times(_scale(rho, "lipschitz"), change)
         bounds.append(error)
     return bounds
 
@@ -146,7 +148,7 @@ def unit_errors(local_errors: npt.ArrayLike, weights: npt.ArrayLike, errors: npt
 
     Raises:
         TypeError: an argument is not numeric.
-        ValueError: shapes that do not fit, or an entry that is not finite.
+        ValueError: shapes that do not fit, an entry that is not finite, or a negative error.
 
     Reference: ours; the triangle inequality before the maximum over units is taken.
     """
@@ -155,8 +157,13 @@ def unit_errors(local_errors: npt.ArrayLike, weights: npt.ArrayLike, errors: npt
     e = finite_array(errors, "errors", ndim=1)
     if W.shape != (delta.size, e.size):
         raise ValueError(f"weights has shape {W.shape}, expected {(delta.size, e.size)}.")
-    bound = _scale(lipschitz, "lipschitz") * (delta + np.abs(W) @ e)
-    return np.where(bound > 0, outward(bound, norm_error(e.size, 1.0) + product_error(2)), 0.0)
+    if delta.min(initial=0.0) < 0 or e.min(initial=0.0) < 0:
+        raise ValueError("local_errors and errors must not be negative. They are bounds of root mean squares.")
+    rho = _scale(lipschitz, "lipschitz")
+    is_reached = (delta > 0) | ((W != 0) @ (e > 0))
+    # Rounded up before ρ multiplies it, since each of the products may underflow.
+    change = outward(delta + np.abs(W) @ e, norm_error(e.size + 1, 1.0), underflows=e.size + 1)
+    return np.where(is_reached & (rho > 0), outward(rho * change, product_error(1)), 0.0)
 
 
 def column_scale(inputs: npt.ArrayLike) -> Array:
@@ -166,16 +173,30 @@ def column_scale(inputs: npt.ArrayLike) -> Array:
         inputs: X, shape (n, d), n ≥ 1, finite.
 
     Returns:
-        Array of shape (d,), rounded up, in the units of the inputs.
+        Array of shape (d,), rounded up, in the units of the inputs; 0 for a column of zeros.
 
     Raises:
         TypeError: ``inputs`` is not numeric.
-        ValueError: not a matrix, or a NaN or infinite entry.
+        ValueError: not a matrix, no samples, or a NaN or infinite entry.
+        OverflowError: a column's ‖X_j‖_2 exceeds float64.
 
     Reference: by definition.
     """
+    X = _samples(inputs)
+    norms = lq_quasinorm(X, 2.0, axis=0)
+    return np.where(norms > 0, outward(norms / np.sqrt(len(X)), norm_error(len(X), 2.0), underflows=2), 0.0)
+
+
+def _samples(inputs: npt.ArrayLike) -> Array:
     X = finite_array(inputs, "inputs", ndim=2)
-    return outward(np.sqrt(np.mean(X * X, axis=0)), norm_error(X.shape[0], 2.0))
+    if len(X) == 0:
+        raise ValueError(f"inputs has no samples (shape {X.shape}). Pass at least one row.")
+    return X
+
+
+def _times(a: float, b: float) -> float:
+    """Return the product of two bounds, one of them possibly a sum of two, rounded up; 0 only if one of them is."""
+    return float(outward(a * b, product_error(2))) if a and b else 0.0
 
 
 def _scale(value: npt.ArrayLike, name: str = "scale") -> float:

@@ -54,7 +54,7 @@ def outward(value: npt.ArrayLike, relative_error: float, underflows: int = 1) ->
     Returns:
         An upper bound; infinite where that is beyond float64. Above 0 even for 0, which may have underflowed.
     """
-    # The three operations below round by u each; 4u makes up for it.
+    # The four operations below round by u each; 8u makes up for it.
     with np.errstate(over="ignore"):
-        inflated = np.asarray(value, dtype=np.float64) * (1.0 + (relative_error + 4 * UNIT_ROUNDOFF))
+        inflated = np.asarray(value, dtype=np.float64) * ((1.0 + relative_error) * (1.0 + 8 * UNIT_ROUNDOFF))
     return np.asarray(inflated + underflows * _LEAST)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ellq.theory.arguments import Array, Indices, count
+from ellq.theory.arguments import Array, Indices, count, finite_array
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,13 @@ class Selection:
     feature_errors: Array
 
     def first(self, k: int) -> Selection:
-        """Return what the rule had chosen after k choices."""
+        """Return what the rule had chosen after k choices.
+
+        Raises:
+            TypeError: ``k`` is not a whole number.
+            ValueError: ``k`` outside [0, number of choices].
+        """
+        k = count(k, "k", low=0, high=self.indices.size)
         rank = min(k, self.rank)
         return Selection(self.indices[:k], rank, self.factor[:rank], self.feature_errors[: k + 1])
 
@@ -49,7 +55,7 @@ def pivoted_qr(G: Array, retained: int) -> Selection:
 
     Raises:
         TypeError: ``retained`` is not a whole number.
-        ValueError: ``retained`` outside [1, m].
+        ValueError: ``retained`` outside [1, m], or ``G`` not a finite square matrix.
 
     Reference: Businger & Golub 1965; the rule of Chee et al. 2021 (arXiv 2108.00065).
     """
@@ -73,7 +79,7 @@ def output_aware(G: Array, R: Array, retained: int) -> Selection:
 
     Raises:
         TypeError: ``retained`` is not a whole number.
-        ValueError: ``retained`` outside [1, m].
+        ValueError: ``retained`` outside [1, m], or ``G`` or ``R`` not finite matrices that fit.
 
     Reference: orthogonal least squares (Chen, Billings & Luo 1989) with several targets.
     """
@@ -81,12 +87,17 @@ def output_aware(G: Array, R: Array, retained: int) -> Selection:
 
 
 def _eliminate(G: Array, R: Array | None, retained: int) -> Selection:
+    G = finite_array(G, "G", ndim=2)
     m = G.shape[0]
+    if G.shape != (m, m):
+        raise ValueError(f"G has shape {G.shape}. Pass a square matrix XᵀX.")
     k = count(retained, "retained", low=1, high=m)
     residual = np.diag(G).copy()
     # A residual below this share of its column's own energy is rounding: the column is explained already.
     negligible = 8 * m * np.finfo(np.float64).eps * residual
-    targets = None if R is None else R.copy()
+    targets = None if R is None else _unit_scaled(finite_array(R, "R", ndim=2))
+    if targets is not None and len(targets) != m:
+        raise ValueError(f"R has {len(targets)} rows but G has {m}. Pass XᵀY with one row per feature.")
     factor = np.zeros((k, m))
     indices = np.empty(k, dtype=np.intp)
     errors = np.zeros(k + 1)
@@ -117,3 +128,8 @@ def _eliminate(G: Array, R: Array | None, retained: int) -> Selection:
     if step < k:  # the rest explain nothing; the lowest indices make the choice repeatable
         indices[step:] = np.setdiff1d(np.arange(m), indices[:step])[: k - step]
     return Selection(indices, step, factor[:step], errors)
+
+
+def _unit_scaled(R: Array) -> Array:
+    # Scores are squares, compared only with each other: a power of two keeps them within float64.
+    return np.asarray(np.ldexp(R, -np.frexp(np.abs(R).max(initial=0.0))[1]))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import sympy
 
@@ -14,6 +16,7 @@ from ellq.theory.approximation import (
 )
 from ellq.theory.arguments import Array
 from ellq.theory.id_bounds import skeleton_output_bound, skeleton_residual
+from ellq.theory.measures import lq_quasinorm
 from ellq.theory.propagation import (
     chain_error,
     column_scale,
@@ -22,7 +25,7 @@ from ellq.theory.propagation import (
     unit_error_observed,
     unit_errors,
 )
-from ellq.theory.rounding import norm_error, outward
+from ellq.theory.rounding import log_error, norm_error
 from ellq.theory.statements import Assumption, Statement, register
 
 finite_weights = Assumption("finite", "all weights are finite.", lambda case: bool(np.isfinite(case["w"]).all()))
@@ -68,9 +71,10 @@ STECHKIN = register(
 
 
 def _mass_ratio(w: Array, retained: int, p: float) -> float:
-    tails = best_term_errors(w, p) / float(np.max(np.abs(w)))
-    kept = tails[0] ** p - tails[retained] ** p
-    return float(tails[retained] ** p / kept)
+    falling = -np.sort(-np.abs(np.asarray(w, dtype=np.float64)))
+    powers = (falling / falling[0]) ** p
+    # Not the whole less the tail: what is kept may be a small share of it.
+    return float(powers[retained:].sum() / powers[:retained].sum())
 
 
 def _necessary_formula() -> sympy.Basic:
@@ -86,17 +90,17 @@ RETAINED_NECESSARY = register(
         assumptions=(finite_weights, some_weight, orders_rise_to_q, keeps_some),
         observed=lambda w, retained, p, q: retained_necessary(w, _mass_ratio(w, retained, p), p=p, q=q),
         bound=lambda w, retained, p, q: float(retained),
-        # The ratio's own rounding enters through (1 + η)^(−q/(q−p)).
-        relative_error=lambda w, retained, p, q: (4 + 2 * p) * norm_error(np.size(w), p) * q / (q - p),
+        # The ratio's own rounding, that of two sums of powers of rounded quotients, enters through (1 + η)^(−q/(q−p)).
+        relative_error=lambda w, retained, p, q: log_error(2 * (np.size(w) + p + 8) * q / (q - p)),
         formula=_necessary_formula,
     )
 )
 
 
 def _tail_at_sufficient(w: Array, tol: float, p: float, q: float) -> float:
-    enough = int(np.ceil(retained_sufficient(w, tol, p=p, q=q)))
+    enough = math.ceil(min(retained_sufficient(w, tol, p=p, q=q), np.size(w)))
     tails = best_term_errors(w, q)
-    return float(tails[min(enough, tails.size - 1)] / tails[0]) if tails[0] > 0 else 0.0
+    return float(tails[enough] / tails[0])
 
 
 def _sufficient_formula() -> sympy.Basic:
@@ -163,7 +167,7 @@ def _relu_chain(layers: list[tuple[Array, Array]], inputs: Array) -> list[Array]
 def _chain_observed(layers: list[tuple[Array, Array]], retained: int, inputs: Array) -> float:
     dense = _relu_chain(layers, inputs)[-1]
     pruned = _relu_chain([(_prune_rows(W, retained), b) for W, b in layers], inputs)[-1]
-    return float(np.sqrt(np.mean((dense - pruned) ** 2, axis=0)).max())
+    return float(lq_quasinorm(dense - pruned, 2.0, axis=0).max() / np.sqrt(len(dense)))
 
 
 def _chain_bound(layers: list[tuple[Array, Array]], retained: int, inputs: Array) -> float:
@@ -174,12 +178,14 @@ def _chain_bound(layers: list[tuple[Array, Array]], retained: int, inputs: Array
         max(unit_error_l1(v, scale) for v in W - W_kept)
         for (W, _), W_kept, scale in zip(layers, kept, scales, strict=True)
     ]
-    gains = [float(np.abs(W).sum(axis=1).max()) for W in kept]
+    gains = [max(unit_error_l1(row, 1.0) for row in W) for W in kept]
     return chain_error(local, gains, [1.0] * len(layers))[-1]
 
 
 def _forward_rounding(layers: list[tuple[Array, Array]], inputs: Array, bound: float) -> float:
     # Forward errors do not shrink with the bound: they scale with the activations, so they are put relative to it.
+    # Twice: once for the dense net, once for the pruned net and the products of what was removed, whose row sums add
+    # up to the dense net's. Both bounds start from the computed dense features, so those are exact by definition.
     if bound == 0:
         return 0.0
     size, error = float(np.max(np.abs(inputs))), 0.0
@@ -210,6 +216,7 @@ MULTILAYER = register(
                 "all weights are finite.",
                 lambda case: all(np.isfinite(W).all() and np.isfinite(b).all() for W, b in case["layers"]),
             ),
+            Assumption("k ≥ 0", "no fewer than 0 entries of each row are kept.", lambda case: case["retained"] >= 0),
         ),
         observed=_chain_observed,
         bound=_chain_bound,
@@ -226,8 +233,7 @@ def _chain_bound_by_unit(layers: list[tuple[Array, Array]], retained: int, input
     errors = np.zeros(np.shape(inputs)[1])
     for (W, _), x in zip(layers, features, strict=False):
         kept = _prune_rows(W, retained)
-        local = outward(np.sqrt(np.mean((x @ (W - kept).T) ** 2, axis=0)), norm_error(len(x), 2.0))
-        errors = unit_errors(local, kept, errors, 1.0)
+        errors = unit_errors(column_scale(x @ (W - kept).T), kept, errors, 1.0)
     return float(errors.max())
 
 

@@ -56,8 +56,9 @@ def test_leaves_exactly_what_it_says(demo):
 
 def test_prints_the_summary_and_nothing_on_stderr(demo):
     printed = demo[1].stdout
-    for words in ("params", "non-zeros", "FLOPs", "acc. before", "acc. after", "bound", "observed", "report.html"):
+    for words in ("params", "non-zero", "FLOPs", "accuracy", "→", "bound", "observed", "report.html"):
         assert words in printed
+    assert max(map(len, printed.splitlines())) <= 80
     assert demo[1].stderr == ""
 
 

@@ -192,9 +192,9 @@ def _shown_summary(summary: pd.DataFrame) -> pd.DataFrame:
             "FLOPs": [f"{n:,}" for n in summary["flops"]],
             "acc. before": [f"{a:.2%}" for a in summary["accuracy_before"]],
             "acc. after": [f"{a:.2%}" for a in summary["accuracy_after"]],
-            "bound": ["–" if d else f"{b:.3g}" for b, d in zip(summary["bound"], is_dense, strict=True)],
-            "by layer": ["–" if d else f"{b:.3g}" for b, d in zip(summary["bound_measured"], is_dense, strict=True)],
-            "observed": ["–" if d else f"{o:.3g}" for o, d in zip(summary["observed"], is_dense, strict=True)],
+            "bound": ["–" if d else _number(b) for b, d in zip(summary["bound"], is_dense, strict=True)],
+            "by layer": ["–" if d else _number(b) for b, d in zip(summary["bound_measured"], is_dense, strict=True)],
+            "observed": ["–" if d else _number(o) for o, d in zip(summary["observed"], is_dense, strict=True)],
         }
     )
 
@@ -300,8 +300,10 @@ def _shown_layers(layers: pd.DataFrame) -> pd.DataFrame:
 def _number(value: float) -> str:
     if math.isnan(value):
         return "–"
+    if value >= 1000:
+        return f"{value:,.0f}"
     # An exact zero, rounded outward, is the least float there is.
-    return "0" if value < 1e-300 else f"{value:.4g}"
+    return "0" if value < 1e-300 else f"{value:.3g}"
 
 
 def _shown_profile(result: NetResult) -> pd.DataFrame:

@@ -58,7 +58,7 @@ def test_prints_the_summary_and_nothing_on_stderr(demo):
     printed = demo[1].stdout
     for words in ("params", "non-zero", "FLOPs", "accuracy", "→", "bound", "observed", "report.html"):
         assert words in printed
-    assert max(map(len, printed.splitlines())) <= 80
+    assert max(len(line.rstrip()) for line in printed.splitlines()) <= 80
     assert demo[1].stderr == ""
 
 

@@ -7,15 +7,12 @@ import os
 import sys
 from argparse import ArgumentError
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from jsonargparse import ArgumentParser
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from ellq import __version__
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -57,7 +54,7 @@ def _one_line(error: Exception) -> str:
     return text if text.endswith((".", "?", ")")) else f"{text}."
 
 
-def measure(
+def measure_checkpoint(
     file: str,
     q: float = 0.5,
     csv: str | None = None,
@@ -91,7 +88,7 @@ def measure(
     _print(profile)
 
 
-def prune(
+def prune_checkpoint(
     weights: str,
     out: str,
     sparsity: float | None = None,
@@ -127,7 +124,7 @@ def prune(
     from ellq.pruning import apply, plan, save
 
     state = read_checkpoint(weights)
-    calibration: Tensor | None = None
+    calibration = None
     source: Any = state
     if model is not None:
         source = _build(model)
@@ -186,9 +183,10 @@ def figures_make(name: str, out: str = "figures", seed: NonNegativeInt = 0) -> N
         print(path)
 
 
-_COMMANDS: dict[str, Callable[..., None]] = {"measure": measure, "prune": prune, "demo": demo}
+# Named otherwise than the functions of ellq: the parser looks a name up there, which would load PyTorch for --help.
+_COMMANDS: dict[str, Callable[..., None]] = {"measure": measure_checkpoint, "prune": prune_checkpoint, "demo": demo}
 _FIGURES: dict[str, Callable[..., None]] = {"list": figures_list, "make": figures_make}
-_POSITIONAL = (measure, figures_make)
+_POSITIONAL = (measure_checkpoint, figures_make)
 
 
 def _parser() -> ArgumentParser:
@@ -245,7 +243,7 @@ def _first_line(function: Callable[..., None]) -> str:
     return (function.__doc__ or "").strip().splitlines()[0]
 
 
-def _build(path: str) -> nn.Module:
+def _build(path: str) -> Any:
     """Return what ``package.module:function`` makes; modules in the current folder are found too."""
     from torch import nn
 
@@ -267,7 +265,7 @@ def _build(path: str) -> nn.Module:
     return made.eval()
 
 
-def _fill(model: nn.Module, state: Any, weights: str) -> None:
+def _fill(model: Any, state: Any, weights: str) -> None:
     try:
         model.load_state_dict(dict(state))
     except RuntimeError as error:

@@ -168,7 +168,7 @@ def summary_table(summary: pd.DataFrame) -> Table:
 def print_summary(summary: pd.DataFrame, out: str | Path, console: Console) -> None:
     """Print the summary and where things are."""
     console.print(summary_table(summary))
-    console.print("lq: weights set to zero, which saves storage, not FLOPs. id: hidden units removed.")
+    console.print("lq sets weights to zero: saves storage, not FLOPs. id removes hidden units.")
     console.print("Largest rms change of a logit over the test inputs:")
     console.print("  bound     proved from the sizes of what was removed")
     console.print("  by layer  proved from each layer's own error on the dense net's features")

@@ -72,13 +72,23 @@ def by_budget(layers: Sequence[Array], retained: int) -> list[Counts]:
         np.put_along_axis(score, first, np.where(np.take_along_axis(score, first, 1) > 0, np.inf, 0.0), 1)
         scores.append(score)
     joined = np.concatenate([score.ravel() for score in scores])
-    kept = np.zeros(joined.size, dtype=bool)
-    kept[np.argsort(-joined, kind="stable")[:retained]] = True
+    kept = _largest(joined, retained)
     ends = np.cumsum([score.size for score in scores])[:-1]
     return [
         part.reshape(score.shape).sum(axis=1).astype(np.int64)
         for part, score in zip(np.split(kept, ends), scores, strict=True)
     ]
+
+
+def _largest(values: Array, retained: int) -> npt.NDArray[np.bool_]:
+    """Return which values are among the ``retained`` largest; of equal ones the first."""
+    if retained == 0:
+        return np.zeros(values.size, dtype=bool)
+    least = np.partition(values, values.size - retained)[values.size - retained]
+    kept: npt.NDArray[np.bool_] = values > least
+    ties = np.flatnonzero(values == least)
+    kept[ties[: retained - np.count_nonzero(kept)]] = True
+    return kept
 
 
 def _scaled(units: Array, largest: Array) -> Array:

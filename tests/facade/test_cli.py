@@ -317,3 +317,9 @@ def test_ctrl_c_ends_with_130_and_no_traceback(monkeypatch, capsys):
     monkeypatch.setattr("ellq.demo.run_demo", interrupted)
     assert run(["demo"]) == 130
     assert capsys.readouterr().err.strip() == "ellq: interrupted; nothing was written"
+
+
+def test_help_loads_no_torch():
+    code = "import sys; from ellq.cli import run; run(['prune', '--help']); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.strip().endswith("False")

@@ -125,7 +125,7 @@ def inputs_of(model: nn.Module, layers: Sequence[str], batch: Tensor) -> list[Te
     except (RuntimeError, TypeError) as error:
         raise ValueError(
             f"The model does not run on inputs of shape {tuple(batch.shape)} and type {batch.dtype}:"
-            f" {' '.join(str(error).split())} Pass inputs the model can be called on."
+            f" {' '.join(str(error).split()).rstrip('.')}. Pass inputs the model can be called on."
         ) from error
     finally:
         for hook in hooks:

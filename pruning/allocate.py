@@ -68,8 +68,8 @@ def by_budget(layers: Sequence[Array], retained: int) -> list[Counts]:
         scaled = _scaled(units, np.abs(units).max(keepdims=True))
         energy = float((scaled**2).sum())
         score = scaled / np.sqrt(energy) if energy > 0 else scaled
-        first = np.argmax(score, axis=1)[:, None]
-        np.put_along_axis(score, first, np.where(np.take_along_axis(score, first, 1) > 0, np.inf, 0.0), 1)
+        first = np.argmax(np.abs(units), axis=1)
+        score[np.arange(len(units)), first] = np.where(units.any(axis=1), np.inf, 0.0)  # the score may underflow
         scores.append(score)
     joined = np.concatenate([score.ravel() for score in scores])
     kept = _largest(joined, retained)

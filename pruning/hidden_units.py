@@ -39,7 +39,8 @@ def plan_hidden_units(
         batches: calibration inputs, gone through once per layer (``ellq``) or once (``chee2021``).
         sparsity: fraction of each layer's units to remove, 0 < sparsity < 1; one unit always stays.
         tol: instead of ``sparsity``: the smallest widths whose error on the calibration inputs, in each consumer's
-            pre-activations relative to the dense ones (about their mean where the bias is refitted), is within tol.
+            pre-activations relative to the dense ones (about their mean where the bias is refitted), is within tol;
+            where none is, those of the least error, and the plan says so.
         rule: one of ``RULES``.
 
     Returns:
@@ -102,10 +103,10 @@ def _plan(
         if sequential:
             cut_(pruned, correction)
         corrections.append(correction)
-        reasons.append(
-            f"{'sparsity' if sparsity is not None else 'tol'} {sparsity if sparsity is not None else tol:g};"
-            f" relative output error {relative:.3g} on {gram.samples} calibration samples"
-        )
+        budget = f"sparsity {sparsity:g}" if sparsity is not None else f"tol {tol:g}"
+        if tol is not None and relative > tol * (1 + 1e-6):
+            budget += ", which no width meets after the layers before"
+        reasons.append(f"{budget}; relative output error {relative:.3g} on {gram.samples} calibration samples")
     table = plan_table(
         layer=[layer.producer for layer in layers],
         unit=[None] * len(layers),
@@ -143,9 +144,9 @@ def _accumulate(
 
 
 def _fewest_within(errors: Array, limit: float) -> int:
-    """Return the least k ≥ 1 whose error is within the limit; all units where rounding keeps even that above it."""
+    """Return the least k ≥ 1 whose error is within the limit, or is the least there is where none is."""
     within = np.flatnonzero(errors <= limit)
-    return max(1, int(within[0])) if within.size else errors.size - 1
+    return max(1, int(within[0] if within.size else np.argmin(errors)))
 
 
 def _correction(

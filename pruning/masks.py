@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
@@ -127,7 +128,7 @@ def _as_tensor(value: Tensor | np.ndarray[tuple[int, ...], np.dtype[np.generic]]
     return torch.as_tensor(value)
 
 
-def keep_largest(units: Array, retained: Array) -> torch.Tensor:
+def keep_largest(units: Array, retained: npt.NDArray[np.int64]) -> Tensor:
     """Return which entries are among the ``retained`` largest of their row; of equal ones the first stay.
 
     Args:

@@ -81,7 +81,8 @@ class Plan:
         if self.method != "lq":
             raise ValueError("A plan of method 'id' holds corrections for its own choice. Make a new plan instead.")
         fixed = ["layer", "unit", "size"]
-        if list(table.columns) != list(COLUMNS) or table[fixed].values.tolist() != self.table[fixed].values.tolist():
+        own = self.table[fixed].to_numpy().tolist()
+        if list(table.columns) != list(COLUMNS) or table[fixed].to_numpy().tolist() != own:
             raise ValueError("table must have the plan's own rows and columns. Start from plan.to_frame().")
         return replace(self, table=_checked(table))
 
@@ -126,6 +127,8 @@ class Plan:
         if data.get("version") != VERSION:
             raise ValueError(f"The plan has version {data.get('version')!r}; this ellq reads version {VERSION}.")
         try:
+            if data["method"] not in ("lq", "id"):
+                raise ValueError(f"unknown method {data['method']!r}")
             corrections = tuple(
                 Correction(
                     c["producer"],

@@ -38,7 +38,7 @@ def train_classifier(
         inputs: shape (n, …).
         labels: class numbers, shape (n,).
         epochs: passes over the data, ≥ 1.
-        batch_size: examples per step.
+        batch_size: examples per step, ≥ 1.
         learning_rate: at the start; falls to 0.
         weight_decay: decoupled, as in AdamW.
         seed: of the initialisation and the order of examples.
@@ -48,10 +48,13 @@ def train_classifier(
         The trained model, in eval mode.
 
     Raises:
-        ValueError: inputs and labels of different lengths, or the loss becomes NaN or infinite.
+        ValueError: inputs and labels of different lengths, epochs or batch_size below 1, or the loss becomes NaN or
+            infinite.
     """
     if len(inputs) != len(labels) or len(inputs) == 0:
         raise ValueError(f"inputs has {len(inputs)} examples and labels {len(labels)}. Pass one label per example.")
+    if epochs < 1 or batch_size < 1:
+        raise ValueError(f"epochs={epochs} and batch_size={batch_size} must be at least 1.")
     targets = torch.as_tensor(labels)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -52,19 +52,21 @@ def best_term_errors(w: npt.ArrayLike, p: float = 2.0) -> Array:
 
 
 def _running_norms(rising: Array, p: float) -> Array:
-    # (Σ_{j≤i} |w_j|^p)^(1/p) for every i. Entries are taken in stretches whose p-th powers, relative to the largest of
-    # the stretch, stay above 2^−1000: beside a large entry the powers of small ones would underflow.
+    # (Σ_{j≤i} |w_j|^p)^(1/p) for every i. Entries are taken in stretches in which both they and their p-th powers,
+    # relative to the largest of the stretch, stay above 2^−1001: beside a large entry small ones would underflow.
     norms = np.zeros(rising.size)
-    exponents = np.frexp(rising)[1]
-    stretch = int(min(1000 / p - 1, 4000))
-    start, before = int(np.count_nonzero(rising == 0)), 0.0
+    exponents = np.frexp(rising)[1].astype(np.int64)
+    stretch = int(min(1000 / p - 1, 1000))
+    start, below, top = int(np.count_nonzero(rising == 0)), 0.0, 0
     while start < rising.size:
         stop = start + int(np.searchsorted(exponents[start:], exponents[start] + stretch, side="right"))
-        top = exponents[stop - 1]
+        last, top = top, int(exponents[stop - 1])
         powers = np.ldexp(rising[start:stop], -top) ** p
-        powers[0] += np.ldexp(before, -top) ** p
-        norms[start:stop] = scaled_root(np.cumsum(powers), p, top)
-        start, before = stop, norms[stop - 1]
+        if below:
+            powers[0] += below * 2.0 ** (p * (last - top))
+        totals = np.cumsum(powers)
+        norms[start:stop] = scaled_root(totals, p, top)
+        start, below = stop, float(totals[-1])
     return norms
 
 
@@ -213,8 +215,10 @@ def retained_necessary(w: npt.ArrayLike, ratio: float, *, p: float, q: float) ->
     eta = real_number(ratio, "ratio")
     if eta < 0:
         raise ValueError(f"ratio={eta:g} is negative. It is removed mass divided by kept mass.")
-    bound = float(effective_count(vector, p, q)) * (1 + eta) ** (-q / (q - p))
-    return float(bound / (1 + _count_error(vector.size, p, q)))
+    share: float = (1 + eta) ** (-q / (q - p))
+    if share < np.finfo(np.float64).tiny:  # subnormal, hence inaccurate; 0 is a lower bound too
+        share = 0.0
+    return float(effective_count(vector, p, q)) * share / (1 + _count_error(vector.size, p, q))
 
 
 def retained_sufficient(w: npt.ArrayLike, tol: float, *, p: float, q: float) -> float:

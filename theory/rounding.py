@@ -30,6 +30,16 @@ def norm_error(size: int, order: float) -> float:
     return log_error((terms + _POWER + math.log(terms)) / order + 3 * _POWER)
 
 
+def tail_error(size: int, order: float) -> float:
+    """Bound the relative error of a tail computed by ``best_term_errors`` from up to ``size`` terms.
+
+    Beyond ``norm_error``: sums over up to 1001 binary digits, whose logarithm meets the rounding of 1/order; and at
+    most three of them carried on to a larger scale, over 2100 digits together.
+    """
+    terms = max(size, 1)
+    return log_error((terms + 4 * _POWER + math.log(terms)) / order + 3 * _POWER + math.log(2) * (1001 + 2100))
+
+
 def log_error(units: float) -> float:
     """Bound the relative error of a result whose logarithm is off by at most ``units`` times u.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.linalg import solve_triangular
 
 from ellq.theory.arguments import Array, Indices, count, finite_array
 
@@ -92,9 +93,8 @@ def _eliminate(G: Array, R: Array | None, retained: int) -> Selection:
     if G.shape != (m, m):
         raise ValueError(f"G has shape {G.shape}. Pass a square matrix XᵀX.")
     k = count(retained, "retained", low=1, high=m)
-    residual = np.diag(G).copy()
-    # A residual below this share of its column's own energy is rounding: the column is explained already.
-    negligible = 8 * m * np.finfo(np.float64).eps * residual
+    energy = np.diag(G).copy()
+    residual = energy.copy()
     targets = None if R is None else _unit_scaled(finite_array(R, "R", ndim=2))
     if targets is not None and len(targets) != m:
         raise ValueError(f"R has {len(targets)} rows but G has {m}. Pass XᵀY with one row per feature.")
@@ -102,7 +102,7 @@ def _eliminate(G: Array, R: Array | None, retained: int) -> Selection:
     indices = np.empty(k, dtype=np.intp)
     errors = np.zeros(k + 1)
     errors[0] = residual.sum()
-    free = residual > negligible
+    free = residual > 0
     step = 0
     while step < k and free.any():
         if targets is None:
@@ -111,16 +111,19 @@ def _eliminate(G: Array, R: Array | None, retained: int) -> Selection:
             with np.errstate(divide="ignore", invalid="ignore"):
                 score = np.where(free, (targets * targets).sum(axis=1) / residual, -np.inf)
         j = int(np.argmax(score))
+        if residual[j] <= _rounding(j, energy, factor[:step], indices[:step]):
+            free[j] = False  # explained already
+            continue
         pivot = np.sqrt(residual[j])
         row = (G[j] - factor[:step, j] @ factor[:step]) / pivot
-        row[indices[:step]] = 0.0
+        row[~free] = 0.0  # chosen or explained: what is left of them is rounding
         row[j] = pivot
         if targets is not None:
             targets -= np.outer(row, targets[j] / pivot)
         residual -= row * row
         residual[j] = 0.0
         np.maximum(residual, 0.0, out=residual)
-        free &= residual > negligible
+        free &= residual > _ROUNDING * m * energy
         factor[step], indices[step] = row, j
         step += 1
         errors[step] = residual[free].sum()
@@ -128,6 +131,17 @@ def _eliminate(G: Array, R: Array | None, retained: int) -> Selection:
     if step < k:  # the rest explain nothing; the lowest indices make the choice repeatable
         indices[step:] = np.setdiff1d(np.arange(m), indices[:step])[: k - step]
     return Selection(indices, step, factor[:step], errors)
+
+
+_ROUNDING = 8 * float(np.finfo(np.float64).eps)
+
+
+def _rounding(j: int, energy: Array, factor: Array, chosen: Indices) -> float:
+    # The factor is exact for moments off by a few m·ε‖x_i‖‖x_j‖. That moves the residual of x_j − Σ t_s x_s, the
+    # best combination, by as many (‖x_j‖ + Σ|t_s|‖x_s‖)².
+    lengths = np.sqrt(energy)
+    t = solve_triangular(factor[:, chosen], factor[:, j]) if len(chosen) else np.zeros(0)
+    return float(_ROUNDING * len(energy) * (lengths[j] + np.abs(t) @ lengths[chosen]) ** 2)
 
 
 def _unit_scaled(R: Array) -> Array:

@@ -16,7 +16,7 @@ from ellq.theory.approximation import (
 )
 from ellq.theory.arguments import Array
 from ellq.theory.id_bounds import skeleton_output_bound, skeleton_residual
-from ellq.theory.measures import lq_quasinorm
+from ellq.theory.measures import lq_quasinorm, power_sums
 from ellq.theory.propagation import (
     chain_error,
     column_scale,
@@ -25,7 +25,7 @@ from ellq.theory.propagation import (
     unit_error_observed,
     unit_errors,
 )
-from ellq.theory.rounding import log_error, norm_error
+from ellq.theory.rounding import log_error, norm_error, tail_error
 from ellq.theory.statements import Assumption, Statement, register
 
 finite_weights = Assumption("finite", "all weights are finite.", lambda case: bool(np.isfinite(case["w"]).all()))
@@ -64,17 +64,21 @@ STECHKIN = register(
         assumptions=(finite_weights, orders_rise_to_p, keeps_some),
         observed=lambda w, retained, q, p: best_term_error(w, retained, p=p),
         bound=lambda w, retained, q, p: stechkin_bound(w, retained, q=q, p=p),
-        relative_error=lambda w, retained, q, p: norm_error(np.size(w), p),
+        relative_error=lambda w, retained, q, p: tail_error(np.size(w), p),
         formula=_stechkin_formula,
     )
 )
 
 
 def _mass_ratio(w: Array, retained: int, p: float) -> float:
-    falling = -np.sort(-np.abs(np.asarray(w, dtype=np.float64)))
-    powers = (falling / falling[0]) ** p
-    # Not the whole less the tail: what is kept may be a small share of it.
-    return float(powers[retained:].sum() / powers[:retained].sum())
+    if retained >= np.size(w):
+        return 0.0
+    # Two sums, not the whole less the tail: what is kept may be a small share of it.
+    falling = -np.sort(-np.abs(w))
+    kept, removed = power_sums(falling[:retained], (p,)), power_sums(falling[retained:], (p,))
+    if not removed.nonzeros:
+        return 0.0
+    return float(removed.sums[p] / kept.sums[p] * 2.0 ** (p * float(removed.exponent - kept.exponent)))
 
 
 def _necessary_formula() -> sympy.Basic:
@@ -90,8 +94,8 @@ RETAINED_NECESSARY = register(
         assumptions=(finite_weights, some_weight, orders_rise_to_q, keeps_some),
         observed=lambda w, retained, p, q: retained_necessary(w, _mass_ratio(w, retained, p), p=p, q=q),
         bound=lambda w, retained, p, q: float(retained),
-        # The ratio's own rounding, that of two sums of powers of rounded quotients, enters through (1 + η)^(−q/(q−p)).
-        relative_error=lambda w, retained, p, q: log_error(2 * (np.size(w) + p + 8) * q / (q - p)),
+        # The ratio's own rounding, that of two sums of powers, enters through (1 + η)^(−q/(q−p)).
+        relative_error=lambda w, retained, p, q: log_error(2 * (np.size(w) + 16) * q / (q - p)),
         formula=_necessary_formula,
     )
 )
@@ -118,7 +122,7 @@ RETAINED_SUFFICIENT = register(
         assumptions=(finite_weights, some_weight, orders_rise_to_q, tolerance_is_share),
         observed=_tail_at_sufficient,
         bound=lambda w, tol, p, q: float(tol),
-        relative_error=lambda w, tol, p, q: 2 * norm_error(np.size(w), q),
+        relative_error=lambda w, tol, p, q: 2 * tail_error(np.size(w), q),
         formula=_sufficient_formula,
     )
 )

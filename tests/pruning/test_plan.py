@@ -1,0 +1,182 @@
+from __future__ import annotations
+
+import io
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rich.console import Console
+from torch import nn
+
+from ellq.pruning import Plan, apply, plan
+from pruned_nets import gaussian, mlp, same_bits
+
+NET = mlp(4, 7, 3)
+CASES = [("lq", "ellq"), ("lq", "yang2022"), ("id", "ellq"), ("id", "chee2021")]
+
+
+def make(method: str, rule: str = "ellq", net: nn.Module = NET, **budget) -> Plan:
+    return plan(net, gaussian(50, 4), method=method, rule=rule, **(budget or {"sparsity": 0.5}))
+
+
+class TestJson:
+    @pytest.mark.parametrize(("method", "rule"), CASES)
+    @pytest.mark.parametrize("bias", [True, False])
+    def test_keeps_every_bit(self, method, rule, bias):
+        net = mlp(4, 7, 3, bias=bias)
+        first = make(method, rule, net)
+        again = Plan.from_json(first.to_json())
+        assert again.to_json() == first.to_json()
+        assert (again.method, again.rule, again.settings) == (first.method, first.rule, first.settings)
+        pd.testing.assert_frame_equal(again.table, first.table)
+        for a, b in zip(again.corrections, first.corrections, strict=True):
+            assert a.weight.tobytes() == b.weight.tobytes()
+            assert a.weight.flags.writeable
+            assert (a.bias is None) == (b.bias is None) == (not bias)
+        assert same_bits(apply(net, again), apply(net, first))
+
+    @settings(max_examples=30, deadline=None)
+    @given(st.lists(st.floats(allow_nan=False, allow_infinity=False, width=64), min_size=7, max_size=7))
+    def test_keeps_any_number_and_name(self, values):
+        first = make("id")
+        correction = first.corrections[0]
+        weight = np.array(values * 3).reshape(3, 7)[:, : correction.indices.size]
+        odd = Plan(
+            "id", "ellq", {"tol": 0.1}, first.table, (type(correction)('ö"', "λ", correction.indices, weight, None),)
+        )
+        again = Plan.from_json(odd.to_json()).corrections[0]
+        assert np.array_equal(again.weight, weight)
+        assert np.array_equal(np.signbit(again.weight), np.signbit(weight))
+        assert (again.producer, again.consumer) == ('ö"', "λ")
+
+    @pytest.mark.parametrize("text", ["", "{", "null", "[]", '"ellq.plan"', "{}", '{"format": "other"}'])
+    def test_that_is_none_of_ours_is_refused(self, text):
+        with pytest.raises(ValueError, match=r"not JSON|not an ellq plan"):
+            Plan.from_json(text)
+
+    @pytest.mark.parametrize("version", [0, 2, "1", None])
+    def test_of_another_version_is_refused(self, version):
+        data = json.loads(make("lq").to_json()) | {"version": version}
+        with pytest.raises(ValueError, match="this ellq reads version 1"):
+            Plan.from_json(json.dumps(data))
+
+    @pytest.mark.parametrize("name", ["method", "rule", "settings", "table", "corrections"])
+    @pytest.mark.parametrize("method", ["lq", "id"])
+    def test_with_a_part_missing_or_of_another_kind_is_refused(self, name, method):
+        data = json.loads(make(method).to_json())
+        missing = {key: value for key, value in data.items() if key != name}
+        with pytest.raises(ValueError, match="The plan is damaged"):
+            Plan.from_json(json.dumps(missing))
+        if name != "rule":
+            with pytest.raises(ValueError, match="The plan is damaged"):
+                Plan.from_json(json.dumps(data | {name: 7}))
+
+    @pytest.mark.parametrize("retained", [-1, 99, 1.5])
+    def test_with_impossible_counts_is_refused(self, retained):
+        data = json.loads(make("lq").to_json())
+        data["table"]["retained"][0] = retained
+        with pytest.raises(ValueError, match="The plan is damaged"):
+            Plan.from_json(json.dumps(data))
+
+    def test_with_a_cut_off_array_is_refused(self):
+        data = json.loads(make("id").to_json())
+        data["corrections"][0]["weight"]["float64"] = data["corrections"][0]["weight"]["float64"][:-12]
+        with pytest.raises(ValueError, match="The plan is damaged"):
+            Plan.from_json(json.dumps(data))
+
+
+class TestWithRetained:
+    def test_carries_out_the_edited_counts(self):
+        first = make("lq")
+        table = first.to_frame()
+        table["retained"] = [0, 1, 2, 3, 4, 4, 4, 7, 0, 1]
+        edited = first.with_retained(table)
+        pruned = apply(NET, edited)
+        assert (pruned[0].weight != 0).sum(1).tolist() == [0, 1, 2, 3, 4, 4, 4]
+        assert (pruned[2].weight != 0).sum(1).tolist() == [7, 0, 1]
+        assert edited.sparsity == pytest.approx(1 - 26 / 49)
+        assert first.table["retained"].sum() == 24
+        assert Plan.from_json(edited.to_json()).to_json() == edited.to_json()
+
+    def test_the_frame_is_a_copy(self):
+        first = make("lq")
+        copy = first.to_frame()
+        copy["retained"] = 0
+        assert first.sparsity < 1
+
+    def test_takes_a_table_that_went_through_csv(self):
+        first = make("lq")
+        table = pd.read_csv(io.StringIO(first.to_frame().to_csv(index=False)))
+        pd.testing.assert_frame_equal(first.with_retained(table).table, first.table)
+
+    def test_counts_may_be_whole_floats(self):
+        first = make("lq")
+        table = first.to_frame()
+        table["retained"] = table["retained"].astype(float)
+        assert first.with_retained(table).table["retained"].dtype == "int64"
+
+    @pytest.mark.parametrize(
+        "edit",
+        [
+            lambda t: t.iloc[1:],
+            lambda t: t.iloc[::-1],
+            lambda t: t.iloc[::-1].reset_index(drop=True),
+            lambda t: t.drop(columns="reason"),
+            lambda t: t.rename(columns={"retained": "kept"}),
+            lambda t: t.assign(size=1),
+            lambda t: t.assign(layer="0.weight"),
+            lambda t: pd.concat([t, t]),
+        ],
+    )
+    def test_refuses_other_rows_and_columns(self, edit):
+        first = make("lq")
+        with pytest.raises(ValueError, match="own rows and columns"):
+            first.with_retained(edit(first.to_frame()))
+
+    @pytest.mark.parametrize("count", [-1, 5, 1.5, float("nan")])
+    def test_refuses_counts_a_unit_cannot_have(self, count):
+        table = make("lq").to_frame().astype({"retained": "float64"})
+        table.loc[2, "retained"] = count
+        with pytest.raises(ValueError, match=r"layer '0\.weight', unit 2, is not a whole number in \[0, 4\]"):
+            make("lq").with_retained(table)
+
+    def test_refuses_plans_whose_corrections_would_no_longer_fit(self):
+        first = make("id")
+        with pytest.raises(ValueError, match="Make a new plan"):
+            first.with_retained(first.to_frame())
+
+
+class TestShown:
+    @pytest.mark.parametrize(("method", "rule"), CASES)
+    def test_on_one_line(self, method, rule):
+        text = repr(make(method, rule))
+        assert text.startswith(f"Plan(method='{method}', rule='{rule}', ")
+        assert "sparsity=0.5" in text
+        assert "\n" not in text
+
+    @pytest.mark.parametrize(("method", "rule"), CASES)
+    def test_as_a_table_of_layers(self, method, rule):
+        console = Console(file=io.StringIO(), width=200)
+        console.print(make(method, rule))
+        text = console.file.getvalue()
+        for name in make(method, rule).table["layer"].unique():
+            assert name in text
+        assert f"method {method}" in text
+
+    def test_with_names_that_look_like_markup(self):
+        state = {"a[/red].[bold]w": torch.eye(3)}
+        console = Console(file=io.StringIO(), width=200)
+        console.print(plan(state, tol=0.5))
+        assert "a[/red].[bold]w" in console.file.getvalue()
+
+    def test_layer_by_layer(self):
+        frame = make("lq").layers()
+        assert frame["layer"].tolist() == ["0.weight", "2.weight"]
+        assert frame["units"].tolist() == [7, 3]
+        assert frame["size"].tolist() == [28, 21]
+        assert frame["retained"].sum() == 24
+        np.testing.assert_allclose(frame["sparsity"], 1 - frame["retained"] / frame["size"])

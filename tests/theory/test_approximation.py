@@ -1,0 +1,291 @@
+import math
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from mpmath import mpf
+
+import oracles
+from ellq.theory import (
+    best_term_error,
+    best_term_errors,
+    lq_quasinorm,
+    retained_exact,
+    retained_necessary,
+    retained_sufficient,
+    stechkin_bound,
+    stechkin_constant,
+)
+from ellq.theory.rounding import norm_error, tail_error
+from strategies import MODERATE, quasi_orders, rising_orders, vectors
+
+SOME = settings(max_examples=120, deadline=None)
+error_orders = st.one_of(st.floats(0.1, 8), st.sampled_from([0.5, 1.0, 2.0, 100.0]))
+
+
+def representable(w, q):
+    return oracles.quasinorm(w, q) < 1e307
+
+
+# --- best k-term errors ---------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=40, deadline=None)
+@given(w=vectors(max_size=8, nonzero=True), p=error_orders)
+def test_best_term_errors_are_the_least_over_all_subsets(w, p):
+    assume(representable(w, p))
+    errors = best_term_errors(w, p)
+    assert errors.shape == (w.size + 1,)
+    for k in range(w.size + 1):
+        expected = oracles.best_error_over_subsets(w, k, p)
+        assert errors[k] == pytest.approx(expected, rel=tail_error(w.size, p), abs=5e-324), k
+
+
+@SOME
+@given(w=vectors(nonzero=True), p=error_orders)
+def test_each_tail_is_accurate_to_its_own_size(w, p):
+    assume(representable(w, p))
+    for k, error in enumerate(best_term_errors(w, p)):
+        exact = oracles.best_term_error(w, k, p)
+        assert abs(mpf(float(error)) - exact) <= exact * tail_error(w.size, p) + mpf(2) ** -1074
+
+
+@SOME
+@given(w=vectors(), p=error_orders)
+def test_best_term_errors_fall_from_the_norm_to_zero(w, p):
+    assume(representable(w, p))
+    errors = best_term_errors(w, p)
+    assert errors[0] == pytest.approx(float(lq_quasinorm(w, p)), rel=2 * tail_error(w.size, p), abs=5e-324)
+    assert errors[-1] == 0
+    assert (np.diff(errors) <= errors[:-1] * tail_error(w.size, p)).all()
+
+
+@SOME
+@given(w=vectors(families=MODERATE), p=error_orders, shift=st.integers(-300, 300), seed=st.integers(0, 2**32 - 1))
+def test_best_term_errors_scale_and_ignore_order_and_signs(w, p, shift, seed):
+    rng = np.random.default_rng(seed)
+    changed = np.ldexp(rng.permutation(w) * rng.choice([-1, 1], w.size), shift)
+    np.testing.assert_array_equal(best_term_errors(changed, p), np.ldexp(best_term_errors(w, p), shift))
+
+
+def test_best_term_error_is_one_entry_of_the_curve():
+    w = np.random.default_rng(0).normal(size=9)
+    assert [best_term_error(w, k, p=1.5) for k in range(10)] == best_term_errors(w, 1.5).tolist()
+
+
+def test_best_term_errors_edges():
+    assert best_term_errors([]).tolist() == [0.0]
+    assert best_term_errors(np.zeros(3)).tolist() == [0.0] * 4
+    assert best_term_errors([3.0, -4.0, 12.0]).tolist() == [13.0, 5.0, 3.0, 0.0]
+    assert best_term_errors([5e-324, 1e-200, 1e300])[1:].tolist() == [1e-200, 5e-324, 0.0]
+    assert best_term_errors([1e-170] * 4)[0] == pytest.approx(2e-170, rel=1e-15, abs=0)
+    assert best_term_errors(np.full(1000, 1e-300), 0.005)[0] == pytest.approx(1e300, rel=1e-10)
+    with pytest.raises(OverflowError, match="exceeds float64"):
+        best_term_errors([1e308, 1e308], 0.5)
+
+
+@pytest.mark.parametrize("retained", [-1, 4, 1.5, "1", True, None])
+def test_best_term_error_refuses_a_bad_count(retained):
+    with pytest.raises((TypeError, ValueError), match="retained"):
+        best_term_error([1.0, 2.0, 3.0], retained)
+
+
+@pytest.mark.parametrize(("w", "p"), [([[1.0]], 2.0), ([np.nan], 2.0), ([1.0], 0.0), ([1.0], "2"), (["a"], 2.0)])
+def test_best_term_errors_refuse_bad_input(w, p):
+    with pytest.raises((TypeError, ValueError)):
+        best_term_errors(w, p)
+
+
+# --- the Stechkin bound ---------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=300, deadline=None)
+@given(w=vectors(), orders=rising_orders(), k=st.integers(1, 30))
+def test_stechkin_bound_is_never_below_the_error(w, orders, k):
+    q, p = orders
+    k = min(k, w.size)
+    try:
+        bound = stechkin_bound(w, k, q=q, p=p)
+    except OverflowError:
+        assert oracles.stechkin_bound(w, k, q, p) > 1e307
+        return
+    assert oracles.best_term_error(w, k, p) <= mpf(bound)
+
+
+@settings(max_examples=200, deadline=None)
+@given(w=vectors(nonzero=True), orders=rising_orders(low=1e-4), k=st.integers(1, 30))
+def test_stechkin_bound_is_the_exact_one_rounded_up(w, orders, k):
+    q, p = orders
+    k = min(k, w.size)
+    exact = oracles.stechkin_bound(w, k, q, p)
+    assume(exact < 1e307)
+    bound = mpf(stechkin_bound(w, k, q=q, p=p))
+    assert exact <= bound <= exact * (1 + 1e-10 + 100 * norm_error(w.size, q)) + mpf(2) ** -1070
+
+
+@pytest.mark.parametrize(("q", "p", "d", "k"), [(0.5, 1.0, 100, 50), (0.5, 2.0, 100, 75), (1.0, 2.0, 64, 32)])
+def test_no_smaller_constant_serves_flat_vectors(q, p, d, k):
+    w = np.full(d, -7.0)
+    bound = stechkin_bound(w, k, q=q, p=p)
+    assert best_term_error(w, k, p=p) == pytest.approx(bound, rel=1e-11)
+    assert best_term_error(w, k, p=p) > 0.99 * bound
+
+
+def test_stechkin_constants_derived_by_hand():
+    assert stechkin_constant(1.0, 2.0) == pytest.approx(0.5)
+    assert stechkin_constant(0.5, 1.0) == pytest.approx(0.25)
+    for q in (0.1, 0.3, 0.9):
+        assert stechkin_constant(q, 1.0) == pytest.approx(q * (1 - q) ** (1 / q - 1))
+
+
+@SOME
+@given(orders=rising_orders())
+def test_stechkin_constant_is_below_one(orders):
+    assert 0 < stechkin_constant(*orders) < 1
+
+
+def test_stechkin_bound_edges():
+    assert stechkin_bound(np.zeros(3), 1, q=0.5) == 0
+    assert stechkin_bound([5e-324], 1, q=0.5) > 0
+    # ‖w‖_q alone exceeds float64, the bound does not.
+    assert stechkin_bound(np.ones(2000), 1500, q=0.005) >= best_term_error(np.ones(2000), 1500)
+    with pytest.raises(OverflowError, match="bound exceeds float64"):
+        stechkin_bound(np.ones(2000), 1, q=0.005)
+
+
+@pytest.mark.parametrize(
+    ("w", "k", "q", "p"),
+    [
+        ([1.0], 0, 0.5, 2.0),
+        ([1.0], 2, 0.5, 2.0),
+        ([1.0], 1.0, 0.5, 2.0),
+        ([1.0], 1, 2.0, 2.0),
+        ([1.0], 1, 0.0, 2.0),
+        ([1.0], 1, None, 2.0),
+        ([np.inf], 1, 0.5, 2.0),
+        ([[1.0]], 1, 0.5, 2.0),
+        ([], 1, 0.5, 2.0),
+    ],
+)
+def test_stechkin_bound_refuses_bad_input(w, k, q, p):
+    with pytest.raises((TypeError, ValueError)):
+        stechkin_bound(w, k, q=q, p=p)
+
+
+# --- how many must be retained --------------------------------------------------------------------------------------
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    w=st.lists(st.integers(-6, 6), min_size=1, max_size=8).map(np.array),
+    tol=st.sampled_from([0.0, 0.125, 0.25, 0.5, 0.75, 0.9, 1.0]),
+)
+def test_retained_exact_is_the_least_count_over_all_subsets(w, tol):
+    # Integers and p = 1: every sum is exact, so ties with the tolerance are met exactly.
+    k = retained_exact(w, tol, p=1.0)
+    allowed = tol * np.abs(w).sum()
+    assert oracles.best_error_over_subsets(w, k, 1.0) <= allowed
+    if k > 0:
+        assert oracles.best_error_over_subsets(w, k - 1, 1.0) > allowed
+
+
+@SOME
+@given(w=vectors(), p=error_orders, tol=st.floats(0, 1))
+def test_retained_exact_meets_the_tolerance_and_one_fewer_does_not(w, p, tol):
+    assume(representable(w, p))
+    errors, k = best_term_errors(w, p), retained_exact(w, tol, p=p)
+    assert errors[k] <= tol * errors[0]
+    assert k == 0 or errors[k - 1] > tol * errors[0]
+
+
+@SOME
+@given(w=vectors(), p=error_orders)
+def test_tolerance_zero_retains_every_non_zero_and_one_retains_none(w, p):
+    assume(representable(w, p))
+    assert retained_exact(w, 0.0, p=p) == np.count_nonzero(w)
+    assert retained_exact(w, 1.0, p=p) == 0
+
+
+@pytest.mark.parametrize("tol", [-0.1, 1.1, np.nan, "0.1", None, True])
+def test_retained_exact_refuses_a_bad_tolerance(tol):
+    with pytest.raises((TypeError, ValueError), match="tol"):
+        retained_exact([1.0], tol)
+
+
+@settings(max_examples=200, deadline=None)
+@given(w=vectors(nonzero=True), orders=rising_orders(), data=st.data())
+def test_retained_necessary_never_exceeds_the_count(w, orders, data):
+    # The proof never uses that the kept entries are the largest, so any set that keeps some mass will do.
+    p, q = orders
+    kept = data.draw(st.lists(st.booleans(), min_size=w.size, max_size=w.size).map(np.array))
+    assume(w[kept].any())
+    with oracles.mp.workdps(oracles.DIGITS):
+        mass = [oracles.quasinorm(part, p) ** mpf(p) for part in (w[~kept], w[kept])] if (~kept).any() else [0, 1]
+        ratio = float(mass[0] / mass[1] * (1 + mpf(10) ** -15))
+    bound = retained_necessary(w, ratio, p=p, q=q)
+    assert 0 <= bound <= kept.sum()
+
+
+@SOME
+@given(w=vectors(nonzero=True), orders=rising_orders(), ratio=st.one_of(st.floats(0, 1e6), st.just(0.0)))
+def test_retained_necessary_is_the_exact_bound_rounded_down(w, orders, ratio):
+    exact = oracles.retained_necessary(w, ratio, *orders)
+    bound = mpf(retained_necessary(w, ratio, p=orders[0], q=orders[1]))
+    conditioning = sum(orders) * (1 + orders[0]) / (orders[1] - orders[0])
+    assert exact * (1 - 1e-11 - 100 * norm_error(w.size, 1.0) * conditioning) - mpf(10) ** -300 <= bound <= exact
+
+
+def test_retained_necessary_is_met_by_flat_vectors_with_nothing_removed():
+    bound = retained_necessary(np.full(100, 3.0), 0.0, p=0.5, q=1.0)
+    assert 100 * (1 - 1e-11) < bound <= 100
+
+
+def test_retained_necessary_edges():
+    assert retained_necessary(np.zeros(3), 0.5, p=0.5, q=1.0) == 0
+    assert retained_necessary([1.0, 2.0], np.inf, p=0.5, q=1.0) == 0
+    assert retained_necessary([1.0, 2.0], 1e300, p=0.5, q=1.0) >= 0
+    for bad in (-0.1, np.nan, "1", None):
+        with pytest.raises((TypeError, ValueError), match="ratio"):
+            retained_necessary([1.0], bad, p=0.5, q=1.0)
+    with pytest.raises(ValueError, match="not below"):
+        retained_necessary([1.0], 0.0, p=1.0, q=0.5)
+
+
+@settings(max_examples=200, deadline=None)
+@given(w=vectors(nonzero=True), orders=rising_orders(), tol=st.floats(1e-6, 1 - 1e-6))
+def test_retained_sufficient_suffices(w, orders, tol):
+    p, q = orders
+    enough = math.ceil(min(retained_sufficient(w, tol, p=p, q=q), w.size))
+    assert oracles.best_term_error(w, enough, q) <= mpf(tol) * oracles.quasinorm(w, q)
+
+
+@SOME
+@given(w=vectors(nonzero=True), orders=rising_orders(), tol=st.floats(1e-3, 0.999))
+def test_retained_sufficient_is_the_exact_bound_rounded_up(w, orders, tol):
+    exact = oracles.retained_sufficient(w, tol, *orders)
+    assume(exact < 1e300)
+    bound = mpf(retained_sufficient(w, tol, p=orders[0], q=orders[1]))
+    conditioning = sum(orders) * (1 + orders[0]) / (orders[1] - orders[0])
+    assert exact <= bound <= exact * (1 + 1e-11 + 100 * norm_error(w.size, 1.0) * conditioning)
+
+
+def test_retained_sufficient_cannot_be_lowered_for_flat_vectors():
+    w, p, q = np.ones(1000), 1.0, 2.0
+    tol = (p / q) ** (1 / q)
+    enough = retained_sufficient(w, tol, p=p, q=q)
+    assert enough == pytest.approx(500, rel=1e-9)
+    assert best_term_error(w, math.ceil(0.99 * enough), p=q) > tol * float(lq_quasinorm(w, q))
+
+
+@given(q=quasi_orders())
+@settings(max_examples=20, deadline=None)
+def test_retained_sufficient_may_exceed_the_size_where_it_says_nothing(q):
+    assert retained_sufficient([1.0, 2.0, 3.0], 1e-9, p=q, q=1.0) > 0
+    assert retained_sufficient([1.0, 2.0, 3.0], 1e-9, p=1.0, q=1.0 + 1e-7) < math.inf
+
+
+@pytest.mark.parametrize("tol", [0.0, 1.0, -1.0, np.nan, "0.5", None])
+def test_retained_sufficient_refuses_a_bad_tolerance(tol):
+    with pytest.raises((TypeError, ValueError), match="tol"):
+        retained_sufficient([1.0], tol, p=0.5, q=1.0)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import mmap
 import os
 import re
 import warnings
@@ -23,6 +25,14 @@ _INDEX = ".safetensors.index.json"
 _ALLOWED = (".safetensors", _INDEX, *_TORCH)
 # Where training scripts put the weights; Lightning's is state_dict.
 _NESTS = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "module", "weights", "params")
+# Formats of a safetensors file that torch can hold; others, such as four-bit floats, have none.
+_STORED = {
+    **{"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16},
+    **{"F8_E4M3": torch.float8_e4m3fn, "F8_E4M3FNUZ": torch.float8_e4m3fnuz},
+    **{"F8_E5M2": torch.float8_e5m2, "F8_E5M2FNUZ": torch.float8_e5m2fnuz},
+    **{"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8},
+    **{"U64": torch.uint64, "U32": torch.uint32, "U16": torch.uint16, "BOOL": torch.bool, "C64": torch.complex64},
+}
 _WRAPPERS = ("module.", "_orig_mod.")  # DataParallel, torch.compile
 _ADVICE = "Save model.state_dict() with torch.save, or a safetensors file, instead."
 
@@ -92,6 +102,87 @@ class LazyTensors(Mapping[str, torch.Tensor]):
 
     def __repr__(self) -> str:
         return f"LazyTensors({len(self)} tensors)"
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor in a safetensors file, any stretch of which can be read without the rest.
+
+    Attributes:
+        file: where it lies.
+        offset: of its first byte in the file.
+        stored_as: the file's name of its format, such as BF16.
+        shape: its shape.
+    """
+
+    file: Path
+    offset: int
+    stored_as: str
+    shape: tuple[int, ...]
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """Its format in torch; None where torch has no such format."""
+        return _STORED.get(self.stored_as)
+
+    @property
+    def size(self) -> int:
+        """How many entries it has."""
+        return math.prod(self.shape)
+
+    def read(self, start: int = 0, stop: int | None = None) -> torch.Tensor:
+        """Return the entries from ``start`` to ``stop`` of the flat tensor, mapped from the file.
+
+        Memory is taken as entries are looked at, and given back with the tensor. Writing to it changes no file.
+
+        Raises:
+            TypeError: torch has no such format.
+            ValueError: the file ends too early.
+        """
+        if self.dtype is None:
+            raise TypeError(f"{self.file} stores a tensor as {self.stored_as}, which torch cannot hold.")
+        end, width = self.size if stop is None else stop, self.dtype.itemsize
+        if end <= start:
+            return torch.empty(0, dtype=self.dtype)
+        first = self.offset + start * width
+        aligned = first - first % mmap.ALLOCATIONGRANULARITY
+        with self.file.open("rb") as stream:
+            try:
+                length = self.offset + end * width - aligned
+                mapped = mmap.mmap(stream.fileno(), length, access=mmap.ACCESS_COPY, offset=aligned)
+            except ValueError:
+                raise ValueError(f"{self.file} ends too early. Save or download it again.") from None
+        return torch.frombuffer(mapped, dtype=self.dtype, count=end - start, offset=first - aligned)
+
+
+def stored_tensors(path: str | os.PathLike[str]) -> dict[str, StoredTensor]:
+    """Return where each tensor of a safetensors checkpoint lies, reading nothing but the headers.
+
+    Args:
+        path: a file ending in .safetensors or .safetensors.index.json.
+
+    Returns:
+        Name → place, with the names and the order of ``read_checkpoint``.
+
+    Raises:
+        TypeError, FileNotFoundError, IsADirectoryError: as ``read_checkpoint``.
+        ValueError: another format, or a damaged file.
+    """
+    lazy = read_checkpoint(path) if str(path).endswith((".safetensors", _INDEX)) or Path(path).is_dir() else None
+    if not isinstance(lazy, LazyTensors):
+        raise ValueError(f"{path} is no safetensors file. Only those can be read in stretches.")
+    file = Path(path)
+    places: dict[str, StoredTensor] = {}
+    for shard in _shards(file) if file.name.endswith(_INDEX) else [file]:
+        # safe_open has checked the header: its size in eight bytes, then JSON, then the data.
+        with shard.open("rb") as stream:
+            size = int.from_bytes(stream.read(8), "little")
+            header = json.loads(stream.read(size))
+        for name, entry in header.items():
+            if name != "__metadata__":
+                offset = 8 + size + entry["data_offsets"][0]
+                places[name] = StoredTensor(shard, offset, entry["dtype"], tuple(entry["shape"]))
+    return {name: places[stored] for name, (_, stored) in lazy.places.items()}
 
 
 def _lazy(file: Path, shards: Iterable[Path]) -> LazyTensors:

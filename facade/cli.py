@@ -7,6 +7,7 @@ import os
 import sys
 from argparse import ArgumentError
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal
 
 from jsonargparse import ArgumentParser
@@ -183,10 +184,73 @@ def figures_make(name: str, out: str = "figures", seed: NonNegativeInt = 0) -> N
         print(path)
 
 
+def theory_list() -> None:
+    """List every registered statement with its status and source."""
+    from rich.table import Table
+
+    from ellq.theory import registry
+
+    table = Table("id", "says", "status", "source")
+    for statement in registry().values():
+        table.add_row(statement.id, statement.title, statement.status, statement.reference)
+    _print(table)
+
+
+def theory_show(id: str) -> None:
+    """Show a statement: its formula as text and LaTeX, its assumptions, its status and source.
+
+    Args:
+        id: the statement, from 'ellq theory list'.
+    """
+    from sympy import pretty
+
+    from ellq.theory import statement
+
+    shown = statement(id)
+    print(f"{shown.id}: {shown.title}\n")
+    print(pretty(shown.formula(), use_unicode=True, num_columns=100), end="\n\n")
+    print(f"LaTeX:   {shown.latex()}")
+    print(f"assumes: {' '.join(assumption.sentence for assumption in shown.assumptions)}")
+    print(f"status:  {shown.status}")
+    print(f"source:  {shown.reference}")
+    print("falsified by: a case that meets the assumptions and whose observed side exceeds the bound beyond rounding")
+
+
+def theory_check(id: str, cases: PositiveInt = 10_000, seed: NonNegativeInt = 0) -> None:
+    """Attack a statement, or all of them, and say what was found; fails if one is broken.
+
+    Args:
+        id: the statement, from 'ellq theory list', or 'all'.
+        cases: how many cases to evaluate for each statement.
+        seed: of the draws.
+    """
+    from rich.table import Table
+
+    from ellq.analysis import track
+    from ellq.theory import attack, registry, statement
+
+    table = Table("statement", "cases", "violations", "least bound ÷ observed")
+    broken = []
+    for target in registry().values() if id == "all" else [statement(id)]:
+        bar = partial(track, description=f"attacking {target.id}")
+        found = attack(target, cases=cases, seed=seed, progress=bar)
+        table.add_row(found.statement, f"{found.cases:,}", f"{found.violations:,}", f"{found.tightest:.6g}")
+        broken += [] if found.survived else [found]
+    _print(table)
+    if broken:
+        raise ValueError(f"{broken[0].statement} is violated: {broken[0].verdict} on {broken[0].worst}")
+
+
 # Named otherwise than the functions of ellq: the parser looks a name up there, which would load PyTorch for --help.
 _COMMANDS: dict[str, Callable[..., None]] = {"measure": measure_checkpoint, "prune": prune_checkpoint, "demo": demo}
-_FIGURES: dict[str, Callable[..., None]] = {"list": figures_list, "make": figures_make}
-_POSITIONAL = (measure_checkpoint, figures_make)
+_GROUPS: dict[str, tuple[str, dict[str, Callable[..., None]]]] = {
+    "figures": ("List the figures, or make one.", {"list": figures_list, "make": figures_make}),
+    "theory": (
+        "List the statements, show one, or attack them.",
+        {"list": theory_list, "show": theory_show, "check": theory_check},
+    ),
+}
+_POSITIONAL = (measure_checkpoint, figures_make, theory_show, theory_check)
 
 
 def _parser() -> ArgumentParser:
@@ -199,11 +263,12 @@ def _parser() -> ArgumentParser:
     commands = parser.add_subcommands(dest="command")
     for name, function in _COMMANDS.items():
         commands.add_subcommand(name, _command_parser(function), help=_first_line(function))
-    figures = _new_parser("List the figures, or make one.")
-    commands.add_subcommand("figures", figures, help="List the figures, or make one.")
-    kinds = figures.add_subcommands(dest="action")
-    for name, function in _FIGURES.items():
-        kinds.add_subcommand(name, _command_parser(function), help=_first_line(function))
+    for group, (summary, functions) in _GROUPS.items():
+        inner = _new_parser(summary)
+        commands.add_subcommand(group, inner, help=summary)
+        kinds = inner.add_subcommands(dest="action")
+        for name, function in functions.items():
+            kinds.add_subcommand(name, _command_parser(function), help=_first_line(function))
     return parser
 
 
@@ -223,10 +288,11 @@ def _command(config: Any) -> tuple[Callable[..., None], dict[str, Any]]:
     from ellq.theory import open_fraction, order_below_one
 
     values = config[config.command].as_dict()
-    function = _COMMANDS.get(config.command)
-    if function is None:
+    if config.command in _COMMANDS:
+        function = _COMMANDS[config.command]
+    else:
         action = values["action"]
-        function, values = _FIGURES[action], values[action]
+        function, values = _GROUPS[config.command][1][action], values[action]
     values.pop("config", None)
     try:
         if "q" in values:

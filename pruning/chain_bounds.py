@@ -147,13 +147,14 @@ def chain_bounds(
                 local.append(change.by_norms + noise)
                 local_lq.append(change.by_quasinorms(retained.get(f"{name}.weight".removeprefix(".")), q) + noise)
                 gains.append(_largest_row_sum(_rows(after)))
-                own = change.measured(kept).clamp(max=change.by_norms)  # above it by rounding alone
+                result = before(x)
+                own = change.measured(result, kept).clamp(max=change.by_norms)  # above it by rounding alone
                 errors = _passed_on(after, errors, own + noise)
                 producer = cut.get(name)
                 kept = None if producer is None else torch.from_numpy(producer.indices)
                 rows.append({"layer": name, "scale": change.scale, "local_bound": local[-1], "gain": gains[-1]})
                 ends.append(number)
-                x, y = before(x), after(y)
+                x, y = result, after(y)
             else:
                 reach = float(_rms(x).max())
                 x, y = before(x), after(y)
@@ -410,10 +411,11 @@ class _Change:
             for w, k in zip(W, retained, strict=True)
         )
 
-    def measured(self, kept: Tensor | None) -> Tensor:
-        """Return each unit's own error on the dense net's features, at every position."""
+    def measured(self, result: Tensor, kept: Tensor | None) -> Tensor:
+        """Return each unit's own error on the dense net's features, given its result on them, at every position."""
+        if self.is_none:
+            return torch.zeros_like(result[0])
         features = self.features if kept is None else self.features[..., kept]
-        dense = self.before(self.features)
         if self.cut is not None:
-            dense = dense[..., torch.from_numpy(self.cut.indices)]
-        return _outward(_rms(dense - self.after(features)), len(features) + 2)
+            result = result[..., torch.from_numpy(self.cut.indices)]
+        return _outward(_rms(result - self.after(features)), len(features) + 2)

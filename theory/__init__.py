@@ -15,6 +15,8 @@ from ellq.theory.arguments import open_fraction as open_fraction
 from ellq.theory.arguments import order_below_one as order_below_one
 from ellq.theory.arguments import real_number as real_number
 from ellq.theory.arguments import refuse_nonfinite as refuse_nonfinite
+from ellq.theory.falsify import Attack as Attack
+from ellq.theory.falsify import attack as attack
 from ellq.theory.id_bounds import skeleton_output_bound as skeleton_output_bound
 from ellq.theory.id_bounds import skeleton_residual as skeleton_residual
 from ellq.theory.interpolative import Refit as Refit

@@ -13,14 +13,17 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
-from ellq.theory.arguments import positive_order
+from ellq.theory.arguments import Array, positive_order
 from ellq.theory.measures import PowerSums
+from ellq.theory.workers import in_threads
 
 if TYPE_CHECKING:
     import torch
 
-_BLOCK = 2**18  # entries worked on at once
+_BLOCK = 2**19  # entries worked on at once
+_TASK = 2**21  # entries handed to a thread at a time
 _GROUP = 16  # entries added in the working precision before float64 takes over
 _GREATEST_FLOAT32 = 8.0  # orders beyond would underflow in float32
 _MULTIPLES = 16  # longest chain of products in place of exponentials
@@ -58,28 +61,15 @@ def power_sums_fast(w: Any, orders: Sequence[float], axis: int = -1) -> PowerSum
     wide = rows.dtype == torch.float64 or max(chosen, default=1.0) > _GREATEST_FLOAT32
     dtype = torch.float64 if wide else torch.float32
     n = len(rows)
-    largest, nonzeros = np.zeros(n), np.full(n, d, dtype=np.int64)
-    sums = {q: np.zeros(n) for q in chosen}
+    step = max(1, _TASK // d)
+    starts = range(0, max(n, 1), step)
     plan = _chain(chosen)
-    step, width = max(1, _BLOCK // d), min(d, _BLOCK)
-    for first in range(0, n, step):
-        block = rows[first : first + step]
-        at = slice(first, first + len(block))
-        pieces = [block[:, begin : begin + width] for begin in range(0, d, width)]
-        least = np.full(len(block), np.inf)
-        for piece in pieces:
-            low, high = torch.aminmax(piece.abs(), dim=1)
-            largest[at] = np.maximum(largest[at], high.double().numpy())
-            least = np.minimum(least, low.double().numpy())
-        if not np.isfinite(largest[at]).all():
-            _refuse(tensor, first, block)
-        if (least == 0).any():
-            nonzeros[at] = sum(torch.count_nonzero(piece, dim=1).numpy() for piece in pieces)
-        exponent = torch.from_numpy(np.frexp(largest[at])[1]).to(dtype)[:, None]
-        for piece in pieces:
-            logs = torch.log2(piece.to(dtype).abs()).sub_(exponent)  # −∞ for 0, of which exp2 makes 0 again
-            for q, total in _powers(logs, plan):
-                sums[q][at] += total
+    tasks = list(in_threads(lambda start: _sums(rows[start : start + step], dtype, plan), starts))
+    for start, (largest, _, _) in zip(starts, tasks, strict=True):
+        if not np.isfinite(largest).all():
+            _refuse(tensor, start, rows[start : start + step])
+    largest, nonzeros = (np.concatenate([task[i] for task in tasks]) for i in (0, 1))
+    sums = {q: np.concatenate([task[2][q] for task in tasks]) for q in chosen}
     return PowerSums(
         size=np.full(shape, d, dtype=np.int64),
         nonzeros=nonzeros.reshape(shape),
@@ -126,57 +116,83 @@ def _as_rows(w: Any, axis: int) -> torch.Tensor:
         w = torch.from_numpy(array if array.flags.writeable else array.copy())
     if w.is_complex() or w.is_quantized or w.is_meta:
         raise TypeError(f"w must be a tensor of real numbers, got {'no data' if w.is_meta else w.dtype}.")
-    tensor: torch.Tensor = torch.atleast_1d(w.detach().cpu())
+    tensor: torch.Tensor = w.detach().cpu().reshape(w.shape or (1,))
     if tensor.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
         tensor = tensor.to(torch.float64)
     return tensor.movedim(axis, -1)
 
 
 def _chain(orders: Sequence[float]) -> list[tuple[float, int]]:
-    """Return each order with the multiple of the first it is, or 0 where it needs an exponential of its own."""
+    """Return each order with the multiple of the least it is, or 0 where it needs an exponential of its own."""
     plan = []
     for q in orders:
         multiple = round(q / orders[0])
         is_multiple = multiple <= _MULTIPLES and abs(q - multiple * orders[0]) <= q * 2.0**-52
-        plan.append((q, multiple if is_multiple and q != orders[0] else 0))
-    return plan
+        plan.append((q, multiple if is_multiple else 0))
+    # Orders that need an exponential come last: they would overwrite the chain of products.
+    return sorted(plan, key=lambda entry: entry[1] or math.inf)
 
 
-def _powers(logs: torch.Tensor, plan: Sequence[tuple[float, int]]) -> list[tuple[float, Any]]:
-    """Return for each order the sums of exp2(q·logs) over the rows, in float64."""
+def _sums(
+    rows: torch.Tensor, dtype: torch.dtype, plan: Sequence[tuple[float, int]]
+) -> tuple[Array, npt.NDArray[np.int64], dict[float, Array]]:
+    """Return the largest magnitude, the count of non-zeros, and the sums for each order, of every row."""
     import torch
 
-    totals, work = [], torch.empty_like(logs)
-    base: torch.Tensor | None = None
-    reached, power = 1, work
-    for q, multiple in plan:
-        if multiple:
-            if base is None:
-                raise AssertionError("a multiple comes after the order it is a multiple of")
-            while reached < multiple:
-                power = torch.mul(power, base, out=work)
-                reached += 1
-            totals.append((q, _row_sums(power)))
-        else:
-            fresh = torch.exp2(torch.mul(logs, q, out=torch.empty_like(logs) if base is None else None))
-            if base is None:
-                base = fresh
-                power = base
-            totals.append((q, _row_sums(fresh)))
-    return totals
+    n, d = rows.shape
+    largest, nonzeros = np.zeros(n), np.full(n, d, dtype=np.int64)
+    sums = {q: np.zeros(n) for q, _ in plan}
+    height, width = max(1, _BLOCK // d), min(d, _BLOCK)
+    # Made once: memory that is new to every block would cost more than the arithmetic.
+    room = min(height, n) * width
+    scratch = [torch.empty(room, dtype=dtype) for _ in range(3)]
+    partial = torch.empty(len(plan) * room // _GROUP, dtype=dtype)
+    for first in range(0, n, height):
+        at = slice(first, min(first + height, n))
+        pieces = [rows[at, start : start + width] for start in range(0, d, width)]
+        has_zeros = False
+        for piece in pieces:
+            magnitudes = _magnitudes(piece, scratch)
+            largest[at] = np.maximum(largest[at], magnitudes.amax(dim=1).numpy())
+            has_zeros |= not magnitudes.amin()
+        if not np.isfinite(largest[at]).all():
+            return largest, nonzeros, sums
+        if has_zeros:
+            nonzeros[at] = sum(torch.count_nonzero(piece, dim=1).numpy() for piece in pieces)
+        exponent = torch.from_numpy(np.frexp(largest[at])[1]).to(dtype)[:, None]
+        for piece in pieces:
+            # One piece is still there from above.
+            magnitudes = _magnitudes(piece, scratch) if len(pieces) > 1 else _view(scratch[0], piece)
+            logs = magnitudes.log2_().sub_(exponent)  # −∞ for 0, of which exp2 makes 0 again
+            base, power = _view(scratch[1], piece), _view(scratch[2], piece)
+            group = piece.shape[1] // _GROUP
+            grouped = partial[: len(plan) * len(piece) * group].view(len(plan), len(piece), group)
+            reached = 0
+            for i, (q, multiple) in enumerate(plan):
+                current = base if multiple == 1 else power
+                if multiple < 2:
+                    torch.mul(logs, q, out=current).exp2_()
+                    reached = max(reached, multiple)
+                while 1 <= reached < multiple:
+                    torch.mul(base if reached == 1 else power, base, out=power)
+                    reached += 1
+                # Entries that lie ``group`` apart are added first: whole vectors at a time, in the working precision.
+                torch.sum(current[:, : group * _GROUP].view(len(piece), _GROUP, group), dim=1, out=grouped[i])
+                if group * _GROUP < piece.shape[1]:
+                    sums[q][at] += current[:, group * _GROUP :].sum(dim=1, dtype=torch.float64).numpy()
+            totals = grouped.sum(dim=2, dtype=torch.float64).numpy()
+            for (q, _), total in zip(plan, totals, strict=True):
+                sums[q][at] += total
+    return largest, nonzeros, sums
 
 
-def _row_sums(powers: torch.Tensor) -> Any:
-    import torch
+def _view(scratch: torch.Tensor, piece: torch.Tensor) -> torch.Tensor:
+    return scratch[: piece.numel()].view(piece.shape)
 
-    n, d = powers.shape
-    width = d // _GROUP
-    if width == 0:
-        return powers.sum(dim=1, dtype=torch.float64).numpy()
-    # Entries that lie ``width`` apart are added first: whole vectors at a time, in the working precision.
-    grouped = powers[:, : width * _GROUP].reshape(n, _GROUP, width).sum(dim=1)
-    rest = powers[:, width * _GROUP :]
-    return (grouped.sum(dim=1, dtype=torch.float64) + rest.sum(dim=1, dtype=torch.float64)).numpy()
+
+def _magnitudes(piece: torch.Tensor, scratch: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Return |piece| in the working precision, in the first of ``scratch``."""
+    return _view(scratch[0], piece).copy_(piece).abs_()
 
 
 def _refuse(tensor: torch.Tensor, first: int, block: torch.Tensor) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import sympy
 
 Case = Mapping[str, Any]
@@ -60,6 +61,7 @@ class Statement:
         bound: right-hand side of the same case.
         relative_error: rounding error of ``observed``, relative to the bound.
         formula: builds the sympy relation, on demand.
+        draw: draws a case to attack it with, from families that include near-extremal ones.
     """
 
     id: str
@@ -71,6 +73,7 @@ class Statement:
     bound: Callable[..., float]
     relative_error: Callable[..., float]
     formula: Callable[[], sympy.Basic]
+    draw: Callable[[np.random.Generator], Case] | None = None
 
     def check(self, **case: Any) -> Verdict:
         """Evaluate both sides on one case.

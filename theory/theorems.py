@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import sympy
 
+from ellq.theory import families
 from ellq.theory.approximation import (
     best_term_error,
     best_term_errors,
@@ -26,7 +28,7 @@ from ellq.theory.propagation import (
     unit_errors,
 )
 from ellq.theory.rounding import log_error, norm_error, tail_error
-from ellq.theory.statements import Assumption, Statement, register
+from ellq.theory.statements import Assumption, Case, Statement, register
 
 finite_weights = Assumption("finite", "all weights are finite.", lambda case: bool(np.isfinite(case["w"]).all()))
 some_weight = Assumption("non-zero", "some weight is not zero.", lambda case: bool(np.any(case["w"])))
@@ -39,14 +41,67 @@ keeps_some = Assumption(
 tolerance_is_share = Assumption("0 < tol < 1", "the tolerance is a share.", lambda case: 0 < case["tol"] < 1)
 
 
-def _symbol(latex: str) -> sympy.Symbol:
-    # A name in braces is printed verbatim, which lets a norm stand as one symbol.
-    return sympy.Symbol(f"{{{latex}}}", positive=True)
+def _draw_best_term(rng: np.random.Generator) -> Case:
+    w = families.vector(rng)
+    q, p = families.orders(rng)
+    return {"w": w, "retained": int(rng.integers(1, w.size + 1)), "q": q, "p": p}
+
+
+def _draw_retained(rng: np.random.Generator) -> Case:
+    w = families.vector(rng)
+    p, q = families.orders(rng)
+    return {"w": w, "retained": int(rng.integers(1, w.size + 1)), "p": p, "q": q}
+
+
+def _draw_tolerance(rng: np.random.Generator) -> Case:
+    p, q = families.orders(rng)
+    return {"w": families.vector(rng), "tol": float(10.0 ** -rng.uniform(0.0, 6.0)), "p": p, "q": q}
+
+
+def _draw_linear_unit(rng: np.random.Generator) -> Case:
+    w = families.vector(rng, largest=100, tame=True)
+    retained = int(rng.integers(1, w.size + 1))
+    return {
+        "w": w,
+        "retained": retained,
+        "q": float(rng.uniform(0.05, 0.999)),
+        "inputs": families.features(rng, w.size),
+    }
+
+
+def _draw_chain(rng: np.random.Generator) -> Case:
+    widths = [families.size(rng, 20) for _ in range(int(rng.integers(2, 5)))]
+    layers = []
+    for before, after in pairwise(widths):
+        rows = [families.VECTORS[families.TAME[rng.integers(len(families.TAME))]](rng, before) for _ in range(after)]
+        layers.append((np.stack(rows), rng.standard_normal(after) * rng.integers(0, 2)))
+    inputs = families.features(rng, widths[0], samples=families.size(rng, 30))
+    return {"layers": layers, "retained": int(rng.integers(1, max(widths) + 1)), "inputs": inputs}
+
+
+def _draw_skeleton(rng: np.random.Generator) -> Case:
+    m = families.size(rng, 20)
+    features = families.features(rng, m)
+    indices = rng.permutation(m)[: int(rng.integers(1, m + 1))]
+    T = np.linalg.lstsq(features[:, indices], features, rcond=None)[0]
+    return {"features": features, "indices": indices, "interpolation": T, "consumer": rng.standard_normal(m)}
+
+
+class _Quantity(sympy.Symbol):  # type: ignore[misc]
+    """A positive quantity with a name for text and one for LaTeX, such as a norm."""
+
+    def __new__(cls, text: str, latex: str) -> _Quantity:
+        made: _Quantity = super().__new__(cls, text, positive=True)
+        made.tex = latex
+        return made
+
+    def _latex(self, printer: object) -> str:
+        return str(self.tex)
 
 
 p, q, k, N, eta, tol = sympy.symbols("p q k N eta tol", positive=True)
-_best_error, _tail_q = _symbol(r"\sigma_k(w)_p"), _symbol(r"\sigma_k(w)_q")
-_norm_q = _symbol(r"\|w\|_q")
+_best_error, _tail_q = _Quantity("σ_k(w)_p", r"\sigma_k(w)_p"), _Quantity("σ_k(w)_q", r"\sigma_k(w)_q")
+_norm_q = _Quantity("‖w‖_q", r"\|w\|_q")
 
 
 def _stechkin_formula() -> sympy.Basic:
@@ -66,6 +121,7 @@ STECHKIN = register(
         bound=lambda w, retained, q, p: stechkin_bound(w, retained, q=q, p=p),
         relative_error=lambda w, retained, q, p: tail_error(np.size(w), p),
         formula=_stechkin_formula,
+        draw=_draw_best_term,
     )
 )
 
@@ -97,6 +153,7 @@ RETAINED_NECESSARY = register(
         # The ratio's own rounding, that of two sums of powers, enters through (1 + η)^(−q/(q−p)).
         relative_error=lambda w, retained, p, q: log_error(2 * (np.size(w) + 16) * q / (q - p)),
         formula=_necessary_formula,
+        draw=_draw_retained,
     )
 )
 
@@ -124,6 +181,7 @@ RETAINED_SUFFICIENT = register(
         bound=lambda w, tol, p, q: float(tol),
         relative_error=lambda w, tol, p, q: 2 * tail_error(np.size(w), q),
         formula=_sufficient_formula,
+        draw=_draw_tolerance,
     )
 )
 
@@ -135,7 +193,7 @@ def _removed(w: Array, retained: int) -> Array:
 
 
 def _linear_unit_formula() -> sympy.Basic:
-    error, scale = _symbol(r"\|f - \hat f\|_{L_2}"), sympy.Symbol("B", positive=True)
+    error, scale = _Quantity("‖f − f̂‖", r"\|f - \hat f\|_{L_2}"), sympy.Symbol("B", positive=True)
     return sympy.Le(error, scale * q * (1 - q) ** (1 / q - 1) * _norm_q * k ** (1 - 1 / q))
 
 
@@ -153,6 +211,7 @@ LINEAR_UNIT = register(
             norm_error(np.size(w), 1.0) + norm_error(np.shape(inputs)[0], 2.0)
         ),
         formula=_linear_unit_formula,
+        draw=_draw_linear_unit,
     )
 )
 
@@ -205,7 +264,10 @@ def _multilayer_formula() -> sympy.Basic:
     rho = sympy.Symbol("rho", positive=True)
     delta, gain = sympy.IndexedBase("delta"), sympy.IndexedBase("T")
     amplification = rho ** (depth - layer + 1) * sympy.Product(gain[later], (later, layer + 1, depth))
-    return sympy.Le(_symbol(r"\|h_L - \hat h_L\|_{L_2}"), sympy.Sum(delta[layer] * amplification, (layer, 1, depth)))
+    return sympy.Le(
+        _Quantity("‖h_L − ĥ_L‖", r"\|h_L - \hat h_L\|_{L_2}"),
+        sympy.Sum(delta[layer] * amplification, (layer, 1, depth)),
+    )
 
 
 MULTILAYER = register(
@@ -228,6 +290,7 @@ MULTILAYER = register(
             layers, inputs, _chain_bound(layers, retained, inputs)
         ),
         formula=_multilayer_formula,
+        draw=_draw_chain,
     )
 )
 
@@ -246,7 +309,7 @@ def _multilayer_units_formula() -> sympy.Basic:
     rho = sympy.Symbol("rho", positive=True)
     local, weight, error = sympy.IndexedBase("delta"), sympy.IndexedBase(r"\hat w"), sympy.IndexedBase("e")
     passed_on = sympy.Sum(sympy.Abs(weight[i, j]) * error[j], (j, 1, m))
-    return sympy.Le(_symbol(r"\|h_i - \hat h_i\|_{L_2}"), rho * (local[i] + passed_on))
+    return sympy.Le(_Quantity("‖h_i − ĥ_i‖", r"\|h_i - \hat h_i\|_{L_2}"), rho * (local[i] + passed_on))
 
 
 MULTILAYER_UNITS = register(
@@ -262,14 +325,15 @@ MULTILAYER_UNITS = register(
             layers, inputs, _chain_bound_by_unit(layers, retained, inputs)
         ),
         formula=_multilayer_units_formula,
+        draw=_draw_chain,
     )
 )
 
 
 def _risk_formula() -> sympy.Basic:
     n = sympy.Symbol("n", positive=True)
-    error, residual = _symbol(r"\|(A - A_J T)u\|_2"), _symbol(r"\|A - A_J T\|_2")
-    return sympy.Le(error / sympy.sqrt(n), residual * _symbol(r"\|u\|_2") / sympy.sqrt(n))
+    error, residual = _Quantity("‖(A − A_J·T)u‖", r"\|(A - A_J T)u\|_2"), _Quantity("‖A − A_J·T‖", r"\|A - A_J T\|_2")
+    return sympy.Le(error / sympy.sqrt(n), residual * _Quantity("‖u‖", r"\|u\|_2") / sympy.sqrt(n))
 
 
 RISK_EMPIRICAL = register(
@@ -296,5 +360,6 @@ RISK_EMPIRICAL = register(
             + norm_error(np.shape(features)[0], 2.0)
         ),
         formula=_risk_formula,
+        draw=_draw_skeleton,
     )
 )

@@ -323,3 +323,46 @@ def test_help_loads_no_torch():
     code = "import sys; from ellq.cli import run; run(['prune', '--help']); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.strip().endswith("False")
+
+
+# --- theory ----------------------------------------------------------------------------------------------------
+
+
+def test_theory_lists_and_shows_every_statement(capsys):
+    from ellq.theory import registry
+
+    assert run(["theory", "list"]) == 0
+    listed = capsys.readouterr().out
+    for name, statement in registry().items():
+        assert name in listed
+        assert run(["theory", "show", name]) == 0
+        shown = capsys.readouterr().out
+        assert statement.latex() in shown
+        assert statement.reference in shown
+
+
+def test_theory_check_attacks_one_or_all(capsys):
+    assert run(["theory", "check", "stechkin", "--cases", "50"]) == 0
+    assert "stechkin" in capsys.readouterr().out
+    assert run(["theory", "check", "all", "--cases", "20", "--seed", "5"]) == 0
+    assert "risk-empirical" in capsys.readouterr().out
+
+
+def test_theory_check_fails_when_a_statement_is_broken(monkeypatch, capsys):
+    from dataclasses import replace
+
+    from ellq.theory import statement, statements
+
+    true = statement("stechkin")
+    monkeypatch.setitem(statements._REGISTRY, "stechkin", replace(true, bound=lambda **case: 0.5 * true.bound(**case)))
+    assert run(["theory", "check", "stechkin", "--cases", "100"]) == 1
+    assert "stechkin is violated" in capsys.readouterr().err
+
+
+def test_theory_of_an_unknown_statement_lists_those_there_are(capsys):
+    assert "stechkin" in _fails(capsys, "theory", "show", "stechkins")
+    assert "stechkin" in _fails(capsys, "theory", "check", "stechkins")
+
+
+def test_theory_check_refuses_no_cases(capsys):
+    assert "cases" in _fails(capsys, "theory", "check", "stechkin", "--cases", "0", status=2)

@@ -51,6 +51,13 @@ def test_each_tail_is_accurate_to_its_own_size(w, p):
         assert abs(mpf(float(error)) - exact) <= exact * tail_error(w.size, p) + mpf(2) ** -1074
 
 
+@pytest.mark.parametrize("p", [0.01, 0.02, 100.0])
+def test_small_entries_add_up_across_six_hundred_decades(p):
+    w = np.array([1e300, 1e-10, 2e-10, 1e-300, 2e-300, 5e-324])
+    for k, error in enumerate(best_term_errors(w, p)):
+        assert error == pytest.approx(float(oracles.best_term_error(w, k, p)), rel=tail_error(w.size, p), abs=5e-324), k
+
+
 @SOME
 @given(w=vectors(), p=error_orders)
 def test_best_term_errors_fall_from_the_norm_to_zero(w, p):

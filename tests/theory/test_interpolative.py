@@ -83,15 +83,33 @@ def test_feature_errors_equal_the_actual_residuals(intercept, seed):
 def test_duplicates_are_met_to_rounding(intercept, X, seed):
     doubled = np.hstack([X, X])[:, np.random.default_rng(seed).permutation(2 * X.shape[1])]
     gram = fed(doubled, np.zeros((len(X), 0)))
-    k = chosen(gram, doubled.shape[1], intercept).rank
-    if not k:
+    whole = chosen(gram, doubled.shape[1], intercept)
+    if not whole.rank:
         return
-    skeleton = interpolate(gram, chosen(gram, k, intercept), intercept=intercept)
+    selection = whole.first(whole.rank)
+    skeleton = interpolate(gram, selection, intercept=intercept)
     residual = doubled - skeleton.offset - doubled[:, skeleton.indices] @ skeleton.interpolation
     inside = {tuple(doubled[:, j]) for j in skeleton.indices}
+    lengths = np.sqrt(np.diag(gram.moments(centred=intercept)[0]))[skeleton.indices]
+    # Moments resolve a column to ε of its length, hence its share of a small pivot to ε times their ratio.
+    conditioning = (lengths / np.diag(selection.factor[:, skeleton.indices])).max()
     for j in range(doubled.shape[1]):
         if tuple(doubled[:, j]) in inside:
-            assert np.linalg.norm(residual[:, j]) <= 1e-12 * np.linalg.norm(doubled[:, j])
+            assert np.linalg.norm(residual[:, j]) <= 1e-14 * conditioning * np.linalg.norm(doubled[:, j])
+
+
+@intercepts
+@SOME
+@given(seed=seeds)
+def test_duplicates_of_well_conditioned_features_are_met_to_twelve_digits(intercept, seed):
+    X, _ = generic(seed)
+    doubled = np.hstack([X, X])
+    gram = fed(doubled, np.zeros((len(X), 0)))
+    selection = chosen(gram, 6, intercept)
+    assert selection.rank == 6
+    skeleton = interpolate(gram, selection, intercept=intercept)
+    residual = doubled - skeleton.offset - doubled[:, skeleton.indices] @ skeleton.interpolation
+    assert (np.linalg.norm(residual, axis=0) <= 1e-12 * np.linalg.norm(doubled, axis=0)).all()
 
 
 @intercepts

@@ -179,6 +179,12 @@ def test_unit_errors_are_the_sums_rounded_up(W, errors, delta, rho):
             assert bound == pytest.approx(float(exact), rel=1e-12)
 
 
+def test_unit_errors_cover_products_that_all_underflow():
+    # Twenty products of 0.499·2⁻¹⁰⁷⁴ round to 0; their sum is ten times the least float.
+    bound = unit_errors([0.0], np.full((1, 20), 0.499 * 2.0**-500), np.full(20, 2.0**-574), 2.0)
+    assert mpf(float(bound[0])) >= 2 * 20 * mpf(0.499) * mpf(2) ** -1074
+
+
 @SOME
 @given(
     W=hnp.arrays(np.float64, (3, 4), elements=st.floats(-1e3, 1e3)),

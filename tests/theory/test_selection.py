@@ -91,6 +91,16 @@ def test_a_duplicate_is_taken_only_after_all_else(rule, X, repeats):
 
 
 @each_rule
+@SOME
+@given(X=features())
+def test_an_explained_column_gets_no_further_share_of_the_factor(rule, X):
+    m = X.shape[1]
+    selection = rule(np.tile(X, 2), 2 * m)
+    for step, j in enumerate(selection.indices[: selection.rank]):
+        assert not selection.factor[step + 1 :, [j, (j + m) % (2 * m)]].any()
+
+
+@each_rule
 def test_dead_columns_come_last(rule):
     X = np.random.default_rng(0).normal(size=(20, 5))
     X[:, [0, 3]] = 0.0

@@ -6,7 +6,15 @@ import sympy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ellq.theory import best_term_error, effective_count, lq_quasinorm, registry, statement, stechkin_bound
+from ellq.theory import (
+    best_term_error,
+    effective_count,
+    lq_quasinorm,
+    registry,
+    retained_sufficient,
+    statement,
+    stechkin_bound,
+)
 from ellq.theory.statements import Statement, Verdict, register
 from strategies import (
     quasi_orders,
@@ -231,7 +239,7 @@ def _numbers(expression, **values):
 def test_formulas_evaluate_to_the_bounds():
     w, k = np.array([5.0, -3.0, 2.0, 1.0]), 2
     norm = float(lq_quasinorm(w, 0.5))
-    named = {r"{\|w\|_q}": norm, "k": k, "q": 0.5, "p": 2.0, "B": 3.0}
+    named = {"‖w‖_q": norm, "k": k, "q": 0.5, "p": 2.0, "B": 3.0}
     assert _numbers(statement("stechkin").formula().rhs, **named) == pytest.approx(stechkin_bound(w, k, q=0.5))
     unit = statement("linear-unit-l1")
     bound = unit.bound(w=w, retained=k, q=0.5, inputs=np.full((2, 4), 3.0))
@@ -242,6 +250,11 @@ def test_formulas_evaluate_to_the_bounds():
     eta = (np.sqrt(2.0) + 1.0) / (np.sqrt(5.0) + np.sqrt(3.0))
     observed = necessary.observed(w=w, retained=k, p=0.5, q=1.0)
     assert _numbers(necessary.formula().lhs, N=count, eta=eta, p=0.5, q=1.0) == pytest.approx(observed)
+
+    enough = statement("retained-sufficient").formula().args[0]
+    symbols = {"N": count, "tol": 0.3, "p": 0.5, "q": 1.0}
+    expected = retained_sufficient(w, 0.3, p=0.5, q=1.0)
+    assert _numbers(next(side for side in enough.args if side.has(sympy.Pow)), **symbols) == pytest.approx(expected)
 
 
 def test_multilayer_formula_unrolls_the_recursion():

@@ -139,6 +139,7 @@ def _download(source: Source, part: str, remotes: tuple[Remote, ...]) -> tuple[R
         failures: list[Exception] = []
         for url in remote.urls:
             try:
+                pooch.get_logger().setLevel("WARNING")  # our own messages say what is fetched
                 pooch.retrieve(url, f"sha256:{remote.sha256}", fname=remote.file, path=folder, downloader=_fetch)
                 break
             except (OSError, ValueError, HTTPException) as error:

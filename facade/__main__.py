@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import sys
 
-from ellq.cli import run
-
 
 def main() -> None:
     """Run the command line on this process's arguments and exit with its status."""
-    sys.exit(run(sys.argv[1:]))
+    try:
+        from ellq.cli import run  # here, so that Ctrl-C while it loads is met too
+
+        status = run(sys.argv[1:])
+    except KeyboardInterrupt:
+        print("ellq: interrupted; no file is half-written", file=sys.stderr)
+        status = 130
+    sys.exit(status)
 
 
 if __name__ == "__main__":

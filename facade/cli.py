@@ -22,27 +22,39 @@ def run(arguments: Sequence[str]) -> int:
     try:
         config = _parser().parse_args([a for a in arguments if a != "--debug"])
         function, values = _command(config)
+        function(**values)
     except SystemExit as stop:  # --help and --version end the parsing
         return int(stop.code or 0)
-    except (ArgumentError, _UsageError) as error:
-        if debug:
-            raise
-        print(f"ellq: wrong usage: {_one_line(error)} See 'ellq --help'.", file=sys.stderr)
-        return 2
-    try:
-        function(**values)
     except KeyboardInterrupt:
-        print("ellq: interrupted; nothing was written", file=sys.stderr)
-        return 130
+        return _interrupted()
     except BrokenPipeError:  # the reader of our output has gone, as with `ellq measure FILE | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
+        if _began_with_interrupt(error):
+            return _interrupted()
         if debug:
             raise
+        if isinstance(error, ArgumentError | _UsageError):
+            print(f"ellq: wrong usage: {_one_line(error)} See 'ellq --help'.", file=sys.stderr)
+            return 2
         print(f"ellq: error: {_one_line(error)}", file=sys.stderr)
         return 1
     return 0
+
+
+def _interrupted() -> int:
+    print("ellq: interrupted; no file is half-written", file=sys.stderr)
+    return 130
+
+
+def _began_with_interrupt(error: BaseException | None) -> bool:
+    """Whether Ctrl-C is behind an error, as when it strikes while an extension module loads."""
+    while error is not None:
+        if isinstance(error, KeyboardInterrupt):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 class _UsageError(Exception):
@@ -78,7 +90,7 @@ def measure_checkpoint(
 
     suffix = Path(plot).suffix.lower().removeprefix(".") if plot else ""
     if plot and suffix not in ("png", "svg", "pdf"):
-        raise ValueError(f"plot={plot!r} has no known ending. Choose .png, .svg or .pdf.")
+        raise _UsageError(f"plot={plot!r} has no known ending. Choose .png, .svg or .pdf.")
     profile = measure(read_checkpoint(file), q=q)
     if csv:
         profile.to_csv(csv)
@@ -124,17 +136,21 @@ def prune_checkpoint(
     from ellq.analysis import datasets, read_checkpoint
     from ellq.pruning import apply, plan, save
 
+    if (sparsity is None) == (tol is None):
+        raise _UsageError("Give either --sparsity or --tol, not both and not neither.")
+    if rule not in ("ellq", {"lq": "yang2022", "id": "chee2021"}[method]):
+        raise _UsageError(f"rule={rule!r} is not a rule of method {method!r}.")
+    if method == "id" and (model is None or data is None):
+        raise _UsageError("Method id runs the model on data. Give --model package.module:function and --data NAME.")
+    if model is not None and not model.partition(":")[2]:
+        raise _UsageError(f"model={model!r} names no function. Write package.module:function.")
     state = read_checkpoint(weights)
     calibration = None
     source: Any = state
     if model is not None:
         source = _build(model)
         _fill(source, state, weights)
-    if method == "id":
-        if model is None or data is None:
-            raise ValueError(
-                "method 'id' runs the model on data. Give --model package.module:function and --data NAME."
-            )
+    if data is not None and method == "id":
         train = datasets.load(data, "train")
         calibration = train.select(range(min(samples, len(train)))).inputs(mean=mean, std=std)
     decided = plan(source, calibration, method=method, sparsity=sparsity, tol=tol, rule=rule, q=q)
@@ -178,8 +194,12 @@ def figures_make(name: str, out: str = "figures", seed: NonNegativeInt = 0) -> N
         out: folder to write to.
         seed: of whatever is trained.
     """
-    from ellq.paper_figures import make
+    from ellq.paper_figures import figure_named, make
 
+    try:
+        figure_named(name)
+    except ValueError as error:
+        raise _UsageError(str(error)) from error
     for path in make(name, out, seed=seed):
         print(path)
 
@@ -314,8 +334,6 @@ def _build(path: str) -> Any:
     from torch import nn
 
     module_name, _, function_name = path.partition(":")
-    if not function_name:
-        raise ValueError(f"model={path!r} names no function. Write package.module:function.")
     sys.path.insert(0, os.getcwd())
     try:
         factory = getattr(importlib.import_module(module_name), function_name, None)
@@ -332,8 +350,17 @@ def _build(path: str) -> Any:
 
 
 def _fill(model: Any, state: Any, weights: str) -> None:
+    """Load the weights bit for bit: the model takes on their dtypes, and tied tensors may be stored once."""
+    values = dict(state)
+    own = model.state_dict(keep_vars=True)
+    for name, tensor in own.items():
+        tied = [other for other in own if other in values and own[other] is tensor]
+        if name not in values and tied:
+            values[name] = values[tied[0]]
+        if name in values and tensor.dtype != values[name].dtype:
+            tensor.data = tensor.data.to(values[name].dtype)
     try:
-        model.load_state_dict(dict(state))
+        model.load_state_dict(values)
     except RuntimeError as error:
         raise ValueError(f"{weights} does not fit the model: {error}") from error
 

@@ -179,6 +179,8 @@ def chain_bounds(
 
 def _steps(module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module]]:
     """Yield the weight layers and functions of a chain in order; refuse what is neither."""
+    if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
+        raise ValueError(f"Step {prefix!r} carries a forward hook, which may change what it computes. Remove the hook.")
     if isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:
         for name, child in module._modules.items():  # named_children would leave out the second use of a module
             assert child is not None

@@ -95,13 +95,29 @@ def hidden_layers(model: nn.Module) -> list[HiddenLayer]:
     return [layer for layer in _found(traced.eval()) if layer in in_training]
 
 
-def _found(model: nn.Module) -> list[HiddenLayer]:
+def same_computation(first: nn.Module, second: nn.Module) -> bool:
+    """Whether two models call the same layers and functions with the same constants, whatever their widths.
+
+    False for a ``forward`` that computes with the width of a layer, when the widths differ.
+    """
+    calls = []
+    for model in (copy.deepcopy(first), copy.deepcopy(second)):
+        nodes = [node for mode in (True, False) for node in _trace(model.train(mode)).nodes]
+        calls.append([(node.op, str(node.target), str(node.args), str(node.kwargs)) for node in nodes])
+    return calls[0] == calls[1]
+
+
+def _trace(model: nn.Module) -> fx.Graph:
     try:
-        graph = fx.symbolic_trace(model).graph
+        return fx.symbolic_trace(model).graph
     except Exception as error:
         # The tracer raises whatever the model's own code raises on a symbolic input.
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(f"The model cannot be traced ({reason}). Prune a submodule with a fixed forward.") from error
+
+
+def _found(model: nn.Module) -> list[HiddenLayer]:
+    graph = _trace(model)
     modules = dict(model.named_modules())
     calls = Counter(node.target for node in graph.nodes if node.op == "call_module")
     owners = Counter(id(p) for module in set(modules.values()) for p in module.parameters(recurse=False))

@@ -11,10 +11,12 @@ from collections.abc import Iterable
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
-from ellq.analysis import inputs_of, track
+from ellq.analysis import inputs_of, track, weight_matrices
+from ellq.pruning import masks
 from ellq.pruning.allocate import retained_of
-from ellq.pruning.coupling import HiddenLayer, hidden_layers
+from ellq.pruning.coupling import HiddenLayer, hidden_layers, same_computation
 from ellq.pruning.plan import Correction, Plan, plan_table
 from ellq.pruning.surgery import cut_
 from ellq.theory import Array, Gram, Refit, Selection, interpolate, output_aware, pivoted_qr, refit
@@ -47,10 +49,13 @@ def plan_hidden_units(
         The plan, with its corrections.
 
     Raises:
-        ValueError: no hidden layer to prune, inputs the model does not run on, or NaN or infinite features.
+        ValueError: no hidden layer to prune, inputs the model does not run on, NaN or infinite weights or features,
+            a layer that is quantised, without data or normalised by a hook, or a ``forward`` that computes with the
+            width of a layer.
 
     Reference: Chee et al. 2021 (arXiv 2108.00065); selection and refit of ``"ellq"`` are ours.
     """
+    _refuse_unfit(model)
     layers = hidden_layers(model)
     if not layers:
         raise ValueError(
@@ -107,6 +112,7 @@ def _plan(
         if tol is not None and relative > tol * (1 + 1e-6):
             budget += ", which no width meets after the layers before"
         reasons.append(f"{budget}; relative output error {relative:.3g} on {gram.samples} calibration samples")
+    _require_same_computation(dense, corrections, batches)
     table = plan_table(
         layer=[layer.producer for layer in layers],
         unit=[None] * len(layers),
@@ -116,6 +122,31 @@ def _plan(
     )
     settings: dict[str, float | str] = {"sparsity": sparsity} if sparsity is not None else {"tol": float(tol or 0)}
     return Plan("id", rule, settings, table, tuple(corrections))
+
+
+def _refuse_unfit(model: nn.Module) -> None:
+    """Refuse, by name, what cannot be copied, run or solved for."""
+    masks.refuse_quantised(model)
+    for path, module in model.named_modules():
+        if isinstance(module, nn.Linear) and not parametrize.is_parametrized(module):
+            masks.refuse_computed(module, path or type(module).__name__, dict(module.named_parameters(recurse=False)))
+    weight_matrices(model)  # refuses what has no data or no entries
+    for name, parameter in model.named_parameters():
+        if parameter.is_floating_point() and not torch.isfinite(parameter).all():
+            raise ValueError(f"Weight {name!r} holds NaN or an infinite entry. Only finite values can be pruned.")
+
+
+def _require_same_computation(dense: nn.Module, corrections: list[Correction], batches: Iterable[Tensor]) -> None:
+    """Carry the plan out on a copy, which must compute the same, its widths aside, and run."""
+    trial = copy.deepcopy(dense)
+    for correction in corrections:
+        cut_(trial, correction)
+    if not same_computation(dense, trial):
+        raise ValueError(
+            f"The model's forward computes with the width of a layer, such as {corrections[0].producer!r}, so cutting"
+            " it would change more than the layer. Keep the number in a constant."
+        )
+    inputs_of(trial, [corrections[-1].consumer], next(iter(batches)))
 
 
 def _accumulate(

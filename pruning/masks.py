@@ -64,7 +64,7 @@ def maskable_weights(source: nn.Module | Mapping[str, Tensor]) -> list[Maskable]
             masked, normalised), or what ``ellq.measure`` refuses.
     """
     if isinstance(source, nn.Module):
-        _refuse_quantised(source)
+        refuse_quantised(source)
     found = weight_matrices(source)  # refuses what cannot be measured, before anything is planned
     if isinstance(source, nn.Module):
         weights = list(_of_layers(source))
@@ -90,14 +90,15 @@ def _of_layers(model: nn.Module) -> Iterator[Maskable]:
             continue
         prefix = f"{path}." if path else ""
         own = dict(module.named_parameters(recurse=False))
-        _refuse_computed(module, path or type(module).__name__, own)
+        refuse_computed(module, path or type(module).__name__, own)
         for name, parameter in own.items():
             if parameter.ndim >= 2 and not name.startswith("bias") and id(parameter) not in seen:
                 seen.add(id(parameter))
                 yield Maskable(prefix + name, parameter, transposed_groups(module) if name == "weight" else 0)
 
 
-def _refuse_quantised(model: nn.Module) -> None:
+def refuse_quantised(model: nn.Module) -> None:
+    """Refuse a model with a quantised layer, by name."""
     for path, module in model.named_modules():
         kind = type(module)
         is_packed = hasattr(module, "_packed_params") or hasattr(module, "_all_weight_values")
@@ -105,7 +106,7 @@ def _refuse_quantised(model: nn.Module) -> None:
             raise ValueError(f"Layer {path!r} is quantised. Prune the float model, then quantise it.")
 
 
-def _refuse_computed(module: nn.Module, path: str, own: Mapping[str, Tensor]) -> None:
+def refuse_computed(module: nn.Module, path: str, own: Mapping[str, Tensor]) -> None:
     """Refuse a layer whose weight is computed from other tensors, with the call that bakes it in."""
     problem, remedy = "", ""
     if parametrize.is_parametrized(module):

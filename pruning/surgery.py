@@ -21,7 +21,7 @@ def cut_(model: nn.Module, correction: Correction) -> None:
 
     Raises:
         ValueError: a layer is missing, is not a plain Linear, or has other sizes than the correction was made for;
-            nothing was changed.
+            or the corrected weights are not finite in the model's dtype; nothing was changed.
     """
     modules = dict(model.named_modules())
     producer, consumer = (_linear(modules, name) for name in (correction.producer, correction.consumer))
@@ -40,13 +40,20 @@ def cut_(model: nn.Module, correction: Correction) -> None:
     if (correction.bias is None) != (consumer.bias is None):
         has = "no bias" if consumer.bias is None else "a bias"
         raise ValueError(f"Layer {correction.consumer!r} has {has}, unlike in the plan. The plan is for another model.")
+    weight = _tensor(correction.weight, consumer.weight)
+    bias = None if correction.bias is None else _tensor(correction.bias, consumer.weight)
+    if not torch.isfinite(weight).all() or (bias is not None and not torch.isfinite(bias).all()):
+        raise ValueError(
+            f"The corrected weights of {correction.consumer!r} exceed {consumer.weight.dtype}. Convert the model to"
+            " float32 first."
+        )
     producer.weight = _parameter(producer.weight.detach()[kept.to(producer.weight.device)], producer.weight)
     if producer.bias is not None:
         producer.bias = _parameter(producer.bias.detach()[kept.to(producer.bias.device)], producer.bias)
     producer.out_features = kept.numel()
-    consumer.weight = _parameter(_tensor(correction.weight, consumer.weight), consumer.weight)
-    if consumer.bias is not None and correction.bias is not None:
-        consumer.bias = _parameter(_tensor(correction.bias, consumer.bias), consumer.bias)
+    consumer.weight = _parameter(weight, consumer.weight)
+    if consumer.bias is not None and bias is not None:
+        consumer.bias = _parameter(bias.to(consumer.bias.dtype), consumer.bias)
     consumer.in_features = kept.numel()
 
 

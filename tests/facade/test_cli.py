@@ -192,7 +192,7 @@ def test_measure_says_where_it_cannot_write(tmp_path, checkpoint, option, capsys
 
 
 def test_measure_refuses_a_picture_without_ending_before_it_reads(tmp_path, capsys):
-    assert ".png" in _fails(capsys, "measure", tmp_path / "missing.pt", "--plot", "picture")
+    assert ".png" in _fails(capsys, "measure", tmp_path / "missing.pt", "--plot", "picture", status=2)
 
 
 # --- prune -----------------------------------------------------------------------------------------------------
@@ -240,22 +240,92 @@ def test_prune_refuses_budgets_outside_0_1_as_wrong_usage(tmp_path, checkpoint, 
 
 
 @pytest.mark.parametrize(
-    ("words", "says"),
+    ("status", "words", "says"),
     [
-        ([], "either sparsity= or tol="),
-        (["--sparsity", "0.5", "--tol", "0.5"], "both"),
-        (["--sparsity", "0.999"], "Choose sparsity <="),
-        (["--sparsity", "0.5", "--method", "id"], "--model"),
-        (["--sparsity", "0.5", "--model", "nowhere:make"], "nowhere"),
-        (["--sparsity", "0.5", "--model", "json"], "package.module:function"),
-        (["--sparsity", "0.5", "--model", "json:make"], "make"),
-        (["--sparsity", "0.5", "--model", "builtins:list"], "not an nn.Module"),
-        (["--sparsity", "0.5", "--rule", "chee2021"], "'chee2021'"),
+        (2, [], "either --sparsity or --tol"),
+        (2, ["--sparsity", "0.5", "--tol", "0.5"], "not both"),
+        (2, ["--sparsity", "0.5", "--method", "id"], "--model"),
+        (2, ["--sparsity", "0.5", "--model", "json"], "package.module:function"),
+        (2, ["--sparsity", "0.5", "--rule", "chee2021"], "'chee2021'"),
+        (1, ["--sparsity", "0.999"], "Choose sparsity <="),
+        (1, ["--sparsity", "0.5", "--model", "nowhere:make"], "nowhere"),
+        (1, ["--sparsity", "0.5", "--model", "json:make"], "make"),
+        (1, ["--sparsity", "0.5", "--model", "builtins:list"], "not an nn.Module"),
     ],
 )
-def test_prune_says_what_is_missing_or_wrong(tmp_path, checkpoint, words, says, capsys):
-    assert says in _fails(capsys, "prune", "--weights", checkpoint, "--out", tmp_path / "out", *words)
+def test_prune_says_what_is_missing_or_wrong(tmp_path, checkpoint, status, words, says, capsys):
+    said = _fails(capsys, "prune", "--weights", checkpoint, "--out", tmp_path / "out", *words, status=status)
+    assert says in said
     assert not (tmp_path / "out").exists()
+
+
+def test_prune_keeps_the_dtype_of_the_weights_and_reads_tied_ones(tmp_path, monkeypatch, capsys):
+    (tmp_path / "tiednets.py").write_text(
+        "from torch import nn\n"
+        "def make():\n"
+        "    net = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))\n"
+        "    net[2].weight = net[0].weight\n"
+        "    return net\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    net = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))
+    net[2].weight = net[0].weight
+    ellq.save(net.double(), "saved")
+    words = [
+        "prune",
+        "--weights",
+        "saved/model.safetensors",
+        "--model",
+        "tiednets:make",
+        "--tol",
+        "0.2",
+        "--out",
+        "out",
+    ]
+    assert run(words) == 0
+    capsys.readouterr()
+    assert all(t.dtype == torch.float64 for t in load_file("out/model.safetensors").values())
+
+
+def test_interrupt_while_an_extension_loads_is_an_interrupt(monkeypatch, capsys):
+    def loading(*_, **__):
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt as cause:
+            raise SystemError("initialization failed") from cause
+
+    monkeypatch.setattr("ellq.demo.run_demo", loading)
+    assert run(["demo"]) == 130
+    assert "interrupted" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("case", ["bfloat16", "float16", "float64", "tied", "zero layer", "integer beside"])
+@pytest.mark.parametrize("command", ["measure", "prune"])
+def test_unusual_checkpoints_work(tmp_path, net, case, command, capsys):
+    state = dict(net.state_dict())
+    if case in ("bfloat16", "float16", "float64"):
+        state = {name: t.to(getattr(torch, case)) for name, t in state.items()}
+    elif case == "tied":
+        state["again.weight"] = state["1.weight"]
+    elif case == "zero layer":
+        state["1.weight"] = torch.zeros(20, 64)
+    else:
+        state["index"] = torch.arange(6).reshape(2, 3)
+    torch.save(state, tmp_path / "net.pt")
+    words = ["measure", str(tmp_path / "net.pt")]
+    if command == "prune":
+        words = ["prune", "--weights", words[1], "--out", str(tmp_path / "out"), "--tol", "0.3"]
+    assert run(words) == 0
+    capsys.readouterr()
+    if command == "prune":
+        pruned = load_file(tmp_path / "out/model.safetensors")
+        assert pruned["3.weight"].dtype == state["3.weight"].dtype
+        assert pruned.keys() == state.keys()
+
+
+def test_meta_tensors_cannot_be_measured(tmp_path, capsys):
+    torch.save({"w": torch.empty(3, 4, device="meta")}, tmp_path / "meta.pt")
+    assert "no data" in _fails(capsys, "measure", tmp_path / "meta.pt")
 
 
 def test_prune_says_when_the_weights_are_of_another_model(tmp_path, checkpoint, monkeypatch, capsys):
@@ -306,7 +376,8 @@ def test_figures_are_listed(capsys):
 
 
 def test_unknown_figure_suggests_the_nearest(tmp_path, capsys):
-    assert "'error-against-retained'" in _fails(capsys, "figures", "make", "error-retained", "--out", tmp_path / "f")
+    words = ["figures", "make", "error-retained", "--out", tmp_path / "f"]
+    assert "'error-against-retained'" in _fails(capsys, *words, status=2)
     assert not (tmp_path / "f").exists()
 
 
@@ -316,7 +387,7 @@ def test_ctrl_c_ends_with_130_and_no_traceback(monkeypatch, capsys):
 
     monkeypatch.setattr("ellq.demo.run_demo", interrupted)
     assert run(["demo"]) == 130
-    assert capsys.readouterr().err.strip() == "ellq: interrupted; nothing was written"
+    assert capsys.readouterr().err.strip() == "ellq: interrupted; no file is half-written"
 
 
 def test_help_loads_no_torch():

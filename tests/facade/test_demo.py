@@ -159,7 +159,7 @@ def test_interrupt_leaves_nothing_behind(tmp_path):
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 130
     assert "Traceback" not in errors
-    assert errors.strip() == "ellq: interrupted; nothing was written"
+    assert errors.strip() == "ellq: interrupted; no file is half-written"
     assert list(tmp_path.iterdir()) == []
 
 

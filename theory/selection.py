@@ -111,7 +111,8 @@ def _eliminate(G: Array, R: Array | None, retained: int) -> Selection:
             with np.errstate(divide="ignore", invalid="ignore"):
                 score = np.where(free, (targets * targets).sum(axis=1) / residual, -np.inf)
         j = int(np.argmax(score))
-        if residual[j] <= _rounding(j, energy, factor[:step], indices[:step]):
+        # Only a small residual can be rounding, unless the combination itself is wild; the solve is not for every step.
+        if residual[j] <= 1e-3 * energy[j] and residual[j] <= _rounding(j, energy, factor[:step], indices[:step]):
             free[j] = False  # explained already
             continue
         pivot = np.sqrt(residual[j])

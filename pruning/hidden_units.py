@@ -7,6 +7,7 @@ import math
 import operator
 import warnings
 from collections.abc import Iterable
+from functools import partial
 
 import numpy as np
 import torch
@@ -87,12 +88,14 @@ def _plan(
         intercept = sequential and consumer.bias is not None
         G, R, energy = gram.moments(centred=intercept)
         total = float(energy.sum())
+        bar = partial(track, description=f"choosing units of {layer.producer}")
         if sparsity is not None:
             k = max(1, retained_of(layer.units, sparsity))
-            selection = output_aware(G, R, k) if sequential else pivoted_qr(G, k)
+            selection = output_aware(G, R, k, progress=bar) if sequential else pivoted_qr(G, k, progress=bar)
         else:
             assert tol is not None
-            path = output_aware(G, R, layer.units) if sequential else pivoted_qr(G, layer.units)
+            k = layer.units
+            path = output_aware(G, R, k, progress=bar) if sequential else pivoted_qr(G, k, progress=bar)
             k = _fewest_within(refit(gram, path, intercept=intercept).errors, tol**2 * total)
             selection = path.first(k)
         present = consumer.weight.detach().to("cpu", torch.float64).numpy().T

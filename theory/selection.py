@@ -6,12 +6,15 @@ factorisation, which on G is what one step of pivoted QR is on X.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.linalg import solve_triangular
 
 from ellq.theory.arguments import Array, Indices, count, finite_array
+
+Progress = Callable[[range], Iterable[int]]
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,7 @@ class Selection:
         return Selection(self.indices[:k], rank, self.factor[:rank], self.feature_errors[: k + 1])
 
 
-def pivoted_qr(G: Array, retained: int) -> Selection:
+def pivoted_qr(G: Array, retained: int, *, progress: Progress = iter) -> Selection:
     """Choose the column with the largest residual, again and again (Businger–Golub pivoting).
 
     Ties go to the lowest index. Columns that are combinations of those chosen are taken last.
@@ -50,6 +53,7 @@ def pivoted_qr(G: Array, retained: int) -> Selection:
     Args:
         G: XᵀX, shape (m, m), symmetric positive semidefinite.
         retained: k, 1 ≤ k ≤ m.
+        progress: wraps the range of choices, to show a bar.
 
     Returns:
         The selection, in order.
@@ -60,10 +64,10 @@ def pivoted_qr(G: Array, retained: int) -> Selection:
 
     Reference: Businger & Golub 1965; the rule of Chee et al. 2021 (arXiv 2108.00065).
     """
-    return _eliminate(G, None, retained)
+    return _eliminate(G, None, retained, progress)
 
 
-def output_aware(G: Array, R: Array, retained: int) -> Selection:
+def output_aware(G: Array, R: Array, retained: int, *, progress: Progress = iter) -> Selection:
     """Choose the column that most reduces the least-squares error of the targets, again and again.
 
         j = argmax ‖(R̃)_j‖² / S_jj        S: Schur complement of G, R̃ = S-step residual of R = XᵀY
@@ -74,6 +78,7 @@ def output_aware(G: Array, R: Array, retained: int) -> Selection:
         G: XᵀX, shape (m, m), symmetric positive semidefinite.
         R: XᵀY, shape (m, c).
         retained: k, 1 ≤ k ≤ m.
+        progress: wraps the range of choices, to show a bar.
 
     Returns:
         The selection, in order.
@@ -84,10 +89,10 @@ def output_aware(G: Array, R: Array, retained: int) -> Selection:
 
     Reference: orthogonal least squares (Chen, Billings & Luo 1989) with several targets.
     """
-    return _eliminate(G, R, retained)
+    return _eliminate(G, R, retained, progress)
 
 
-def _eliminate(G: Array, R: Array | None, retained: int) -> Selection:
+def _eliminate(G: Array, R: Array | None, retained: int, progress: Progress) -> Selection:
     G = finite_array(G, "G", ndim=2)
     m = G.shape[0]
     if G.shape != (m, m):
@@ -104,6 +109,8 @@ def _eliminate(G: Array, R: Array | None, retained: int) -> Selection:
     errors[0] = residual.sum()
     free = residual > 0
     step = 0
+    ticks = iter(progress(range(k)))
+    next(ticks)
     while step < k and free.any():
         if targets is None:
             score = np.where(free, residual, -np.inf)
@@ -127,6 +134,7 @@ def _eliminate(G: Array, R: Array | None, retained: int) -> Selection:
         free &= residual > _ROUNDING * m * energy
         factor[step], indices[step] = row, j
         step += 1
+        next(ticks, None)
         errors[step] = residual[free].sum()
     errors[step + 1 :] = errors[step]
     if step < k:  # the rest explain nothing; the lowest indices make the choice repeatable

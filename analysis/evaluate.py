@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ellq.analysis.calibration import inspecting
 from ellq.analysis.progress import track
 
 
@@ -35,17 +36,11 @@ def predict(model: nn.Module, inputs: Tensor, *, batch_size: int = 512) -> Tenso
     tensors = itertools.chain(model.parameters(), model.buffers())
     device = next((tensor.device for tensor in tensors), inputs.device)
     starts = range(0, len(inputs), batch_size)
-    was_training = {module: module.training for module in model.modules()}
-    try:
-        model.eval()
-        with torch.no_grad():
-            outputs = [
-                _outputs(model, inputs[start : start + batch_size].to(device), start // batch_size).cpu()
-                for start in track(starts, "predicting")
-            ]
-    finally:
-        for module, flag in was_training.items():
-            module.training = flag
+    with inspecting(model):
+        outputs = [
+            _outputs(model, inputs[start : start + batch_size].to(device), start // batch_size).cpu()
+            for start in track(starts, "predicting")
+        ]
     return torch.cat(outputs)
 
 

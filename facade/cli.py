@@ -150,7 +150,8 @@ def prune_checkpoint(
     if model is not None:
         source = _build(model)
         _fill(source, state, weights)
-    if data is not None and method == "id":
+    if method == "id":
+        assert data is not None  # checked above
         train = datasets.load(data, "train")
         calibration = train.select(range(min(samples, len(train)))).inputs(mean=mean, std=std)
     decided = plan(source, calibration, method=method, sparsity=sparsity, tol=tol, rule=rule, q=q)

@@ -20,7 +20,7 @@ from ellq.analysis.files import write_text
 from ellq.analysis.progress import track
 from ellq.analysis.weights import weight_matrices
 from ellq.theory.arguments import Array, order_below_one
-from ellq.theory.measures import PowerSums, join, power_sums
+from ellq.theory.power_sums import PowerSums, join, power_sums
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -1,6 +1,9 @@
 """The mathematics of compressibility: arrays in, arrays or floats out; no models, no files, no printing."""
 
-from ellq.theory import theorems as theorems  # registers the statements
+# These register the statements.
+from ellq.theory import theorems_approximation as theorems_approximation
+from ellq.theory import theorems_propagation as theorems_propagation
+from ellq.theory import theorems_skeletons as theorems_skeletons
 from ellq.theory.accumulators import Gram as Gram
 from ellq.theory.approximation import best_term_error as best_term_error
 from ellq.theory.approximation import best_term_errors as best_term_errors
@@ -23,13 +26,13 @@ from ellq.theory.interpolative import Refit as Refit
 from ellq.theory.interpolative import Skeleton as Skeleton
 from ellq.theory.interpolative import interpolate as interpolate
 from ellq.theory.interpolative import refit as refit
-from ellq.theory.measures import PowerSums as PowerSums
 from ellq.theory.measures import effective_count as effective_count
-from ellq.theory.measures import join as join
 from ellq.theory.measures import lq_quasinorm as lq_quasinorm
-from ellq.theory.measures import power_sums as power_sums
 from ellq.theory.measures import pq_index as pq_index
 from ellq.theory.measures import sparsity_index as sparsity_index
+from ellq.theory.power_sums import PowerSums as PowerSums
+from ellq.theory.power_sums import join as join
+from ellq.theory.power_sums import power_sums as power_sums
 from ellq.theory.propagation import chain_error as chain_error
 from ellq.theory.propagation import column_scale as column_scale
 from ellq.theory.propagation import unit_error_l1 as unit_error_l1

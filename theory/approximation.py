@@ -16,7 +16,8 @@ from ellq.theory.arguments import (
     real_number,
     rising_orders,
 )
-from ellq.theory.measures import effective_count, power_sums, scaled_root
+from ellq.theory.measures import effective_count
+from ellq.theory.power_sums import power_sums, scaled_root
 from ellq.theory.rounding import log_error, outward
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ellq.theory.arguments import Array, positive_order
-from ellq.theory.measures import PowerSums
+from ellq.theory.power_sums import PowerSums
 from ellq.theory.workers import in_threads
 
 if TYPE_CHECKING:

@@ -10,8 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import oracles
-from ellq.theory import power_kernel
-from ellq.theory.measures import power_sums
+from ellq.theory import power_kernel, power_sums
 from ellq.theory.power_kernel import power_sums_error, power_sums_fast
 from ellq.theory.workers import in_threads
 from strategies import vectors

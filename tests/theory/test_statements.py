@@ -6,6 +6,10 @@ import sympy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import cases_approximation
+import cases_measures
+import cases_propagation
+import cases_skeletons
 from ellq.theory import (
     best_term_error,
     effective_count,
@@ -16,87 +20,14 @@ from ellq.theory import (
     stechkin_bound,
 )
 from ellq.theory.statements import Statement, Verdict, register
-from strategies import (
-    quasi_orders,
-    random_chain,
-    random_orders,
-    random_skeleton,
-    random_unit,
-    random_vector,
-    relu_chains,
-    rising_orders,
-    vectors,
+
+SUBJECTS = (cases_approximation, cases_measures, cases_propagation, cases_skeletons)
+CASES, RANDOM, EXTREMAL = (
+    {id: case for subject in SUBJECTS for id, case in getattr(subject, kind).items()}
+    for kind in ("CASES", "RANDOM", "EXTREMAL")
 )
-
-IDS = ("stechkin", "retained-necessary", "retained-sufficient", "linear-unit-l1")
-IDS += ("multilayer", "multilayer-units", "risk-empirical")
+IDS = tuple(CASES)
 each_statement = pytest.mark.parametrize("id", IDS)
-seeds = st.integers(0, 2**32 - 1)
-shares = st.floats(1e-6, 1 - 1e-6)
-
-
-# --- cases: drawn by hypothesis, or by a generator for the long attack ----------------------------------------------
-
-
-@st.composite
-def stechkin_cases(draw):
-    w, (q, p) = draw(vectors()), draw(rising_orders())
-    return {"w": w, "retained": draw(st.integers(1, w.size)), "q": q, "p": p}
-
-
-@st.composite
-def necessary_cases(draw):
-    w, (p, q) = draw(vectors(nonzero=True)), draw(rising_orders())
-    return {"w": w, "retained": draw(st.integers(1, w.size)), "p": p, "q": q}
-
-
-@st.composite
-def sufficient_cases(draw):
-    w, (p, q) = draw(vectors(nonzero=True)), draw(rising_orders())
-    return {"w": w, "tol": draw(shares), "p": p, "q": q}
-
-
-@st.composite
-def unit_cases(draw):
-    w = draw(vectors())
-    n, seed = draw(st.integers(1, 8)), draw(seeds)
-    inputs = np.random.default_rng(seed).normal(size=(n, w.size)) + draw(st.sampled_from([0.0, 10.0]))
-    if draw(st.booleans()):
-        inputs[:] = inputs[:, :1]
-    inputs *= draw(st.sampled_from([1e-200, 1.0, 1e3])) if np.abs(w).max() < 1e200 else 1e-200
-    return {"w": w, "retained": draw(st.integers(1, w.size)), "q": draw(quasi_orders()), "inputs": inputs}
-
-
-CASES = {
-    "stechkin": stechkin_cases(),
-    "retained-necessary": necessary_cases(),
-    "retained-sufficient": sufficient_cases(),
-    "linear-unit-l1": unit_cases(),
-    "multilayer": relu_chains(),
-    "multilayer-units": relu_chains(),
-    "risk-empirical": seeds.map(lambda seed: random_skeleton(np.random.default_rng(seed))),
-}
-
-
-def _random_vector_case(rng, id):
-    w = random_vector(rng, int(rng.integers(1, 200) if rng.random() < 0.2 else rng.integers(1, 20)))
-    if not w.any():
-        w[0] = 1.0
-    low, high = random_orders(rng)
-    names = ("q", "p") if id == "stechkin" else ("p", "q")
-    case = {"w": w, **dict(zip(names, (float(low), float(high)), strict=True))}
-    return case | ({"tol": rng.uniform()} if "sufficient" in id else {"retained": int(rng.integers(1, w.size + 1))})
-
-
-RANDOM_CASES = {
-    "stechkin": _random_vector_case,
-    "retained-necessary": _random_vector_case,
-    "retained-sufficient": _random_vector_case,
-    "linear-unit-l1": lambda rng, id: random_unit(rng),
-    "multilayer": lambda rng, id: random_chain(rng),
-    "multilayer-units": lambda rng, id: random_chain(rng),
-    "risk-empirical": lambda rng, id: random_skeleton(rng),
-}
 
 
 def verdict(id, case):
@@ -111,7 +42,7 @@ def verdict(id, case):
 
 
 def test_every_registered_statement_is_attacked():
-    assert set(registry()) == set(IDS) == set(CASES) == set(RANDOM_CASES)
+    assert set(registry()) == set(CASES) == set(RANDOM) == set(EXTREMAL)
 
 
 @each_statement
@@ -129,7 +60,7 @@ def test_no_case_violates_the_statement_in_a_long_attack(id):
     cases = 100_000 // len(IDS) + 1
     judged = 0
     for seed in range(cases):
-        result = verdict(id, RANDOM_CASES[id](np.random.default_rng(seed), id))
+        result = verdict(id, RANDOM[id](np.random.default_rng(seed)))
         if result is not None:
             judged += 1
             assert result.holds, (id, seed, result)
@@ -140,7 +71,7 @@ def test_no_case_violates_the_statement_in_a_long_attack(id):
 def test_the_allowance_for_rounding_is_small_on_ordinary_cases(id):
     # Else the attack could not see a violation.
     for seed in range(200):
-        case = RANDOM_CASES[id](np.random.default_rng(seed), id)
+        case = RANDOM[id](np.random.default_rng(seed))
         if "w" in case and (np.abs(case["w"]).max() > 1e6 or case["w"].size > 50):
             continue
         if "p" in case and abs(case["q"] - case["p"]) < 1e-3 * case["p"]:
@@ -152,30 +83,6 @@ def test_the_allowance_for_rounding_is_small_on_ordinary_cases(id):
 
 
 # --- negative controls: a bound 1 % lower is caught -----------------------------------------------------------------
-
-
-def _flat_chain():
-    # All weights, inputs and biases positive: nothing cancels, ReLU changes nothing, and the bounds are equalities.
-    layers = [(np.full((3, 4), 0.5), np.ones(3)), (np.full((2, 3), 2.0), np.ones(2))]
-    return {"layers": layers, "retained": 2, "inputs": np.ones((5, 4))}
-
-
-def _top_singular_vector():
-    A = np.random.default_rng(0).normal(size=(20, 5))
-    T = np.linalg.lstsq(A[:, :2], A, rcond=None)[0]
-    u = np.linalg.svd(A - A[:, :2] @ T)[2][0]
-    return {"features": A, "indices": [0, 1], "interpolation": T, "consumer": u}
-
-
-EXTREMAL = {
-    "stechkin": {"w": np.ones(100), "retained": 75, "q": 0.5, "p": 2.0},
-    "retained-necessary": {"w": np.ones(200), "retained": 200, "p": 0.5, "q": 1.0},
-    "retained-sufficient": {"w": np.ones(4000), "tol": 0.5**0.5, "p": 1.0, "q": 2.0},
-    "linear-unit-l1": {"w": np.ones(100), "retained": 50, "q": 0.5, "inputs": np.ones((3, 100))},
-    "multilayer": _flat_chain(),
-    "multilayer-units": _flat_chain(),
-    "risk-empirical": _top_singular_vector(),
-}
 
 
 @each_statement
@@ -195,26 +102,7 @@ def test_a_count_one_percent_lower_does_not_suffice():
 # --- assumptions ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("id", "change", "sentence"),
-    [
-        ("stechkin", {"q": 2.0}, "0 < q < p"),
-        ("stechkin", {"q": 0.0}, "0 < q < p"),
-        ("stechkin", {"retained": 0}, "between 1 and d"),
-        ("stechkin", {"retained": 101}, "between 1 and d"),
-        ("stechkin", {"w": np.full(100, np.nan)}, "finite"),
-        ("retained-necessary", {"p": 1.0}, "0 < p < q"),
-        ("retained-necessary", {"w": np.zeros(200)}, "not zero"),
-        ("retained-sufficient", {"tol": 1.0}, "share"),
-        ("retained-sufficient", {"tol": 0.0}, "share"),
-        ("linear-unit-l1", {"q": 1.0}, "0 < q < 1"),
-        ("linear-unit-l1", {"w": np.full(100, np.inf)}, "finite"),
-        ("multilayer", {"layers": [(np.full((1, 4), np.nan), np.ones(1))]}, "finite"),
-        ("multilayer", {"retained": -1}, "fewer than 0"),
-        ("multilayer-units", {"layers": [(np.ones((1, 4)), np.array([np.inf]))]}, "finite"),
-        ("risk-empirical", {"features": np.full((20, 5), np.inf)}, "finite"),
-    ],
-)
+@pytest.mark.parametrize(("id", "change", "sentence"), [row for subject in SUBJECTS for row in subject.OUTSIDE])
 def test_a_case_outside_the_assumptions_is_refused_by_the_sentence(id, change, sentence):
     with pytest.raises(ValueError, match=f"'{id}' does not apply: .*{sentence}"):
         statement(id).check(**EXTREMAL[id] | change)

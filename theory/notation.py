@@ -1,0 +1,35 @@
+"""What the theorems share: assumptions about weights, counts and orders, and the symbols of their formulas."""
+
+from __future__ import annotations
+
+import numpy as np
+import sympy
+
+from ellq.theory.statements import Assumption
+
+finite_weights = Assumption("finite", "all weights are finite.", lambda case: bool(np.isfinite(case["w"]).all()))
+some_weight = Assumption("non-zero", "some weight is not zero.", lambda case: bool(np.any(case["w"])))
+orders_rise_to_p = Assumption("q < p", "0 < q < p < ∞.", lambda case: 0 < case["q"] < case["p"] < np.inf)
+orders_rise_to_q = Assumption("p < q", "0 < p < q < ∞.", lambda case: 0 < case["p"] < case["q"] < np.inf)
+quasi_order = Assumption("q < 1", "0 < q < 1.", lambda case: 0 < case["q"] < 1)
+keeps_some = Assumption(
+    "1 ≤ k ≤ d", "between 1 and d entries are kept.", lambda case: 1 <= case["retained"] <= np.size(case["w"])
+)
+tolerance_is_share = Assumption("0 < tol < 1", "the tolerance is a share.", lambda case: 0 < case["tol"] < 1)
+
+
+class Quantity(sympy.Symbol):  # type: ignore[misc]
+    """A positive quantity with a name for text and one for LaTeX, such as a norm."""
+
+    def __new__(cls, text: str, latex: str) -> Quantity:  # noqa: D102
+        made: Quantity = super().__new__(cls, text, positive=True)
+        made.tex = latex
+        return made
+
+    def _latex(self, printer: object) -> str:
+        return str(self.tex)
+
+
+p, q, k, N, eta, tol = sympy.symbols("p q k N eta tol", positive=True)
+best_error, tail_q = Quantity("σ_k(w)_p", r"\sigma_k(w)_p"), Quantity("σ_k(w)_q", r"\sigma_k(w)_q")
+norm_q = Quantity("‖w‖_q", r"\|w\|_q")

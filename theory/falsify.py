@@ -1,21 +1,24 @@
-"""The attack on any statement: draw cases from every family, then climb from the tightest towards a violation."""
+"""The attack on any statement: draw cases from every family, then climb from some of them towards a violation."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections import deque
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from ellq.theory.arguments import count
+from ellq.theory.climb import Case, climb
 from ellq.theory.statements import Statement, Verdict
 
-_CLIMBERS = 8  # how many of the tightest drawn cases are climbed from
-_DRAWN = 0.6  # share of the cases that are drawn; the rest are steps of the climbs
+_CLIMBERS = 8  # cases climbed from: half the tightest drawn, half whatever was drawn last
+_DRAWN = 0.5  # share of the cases that are drawn; the rest are steps of the climbs
+_MISSES = 1000  # draws or steps in a row that may miss the assumptions
 
-Case = dict[str, Any]
-_Entry = tuple[float, int, Case, Verdict]  # observed ÷ bound, number, case, both sides
+_Entry = tuple[float, Case, Verdict]  # observed ÷ bound, case, both sides
 
 
 @dataclass(frozen=True)
@@ -52,10 +55,10 @@ def attack(
 ) -> Attack:
     """Search for a violation of a statement.
 
-    Cases come from the statement's own families, which include near-extremal ones; then the tightest are climbed from:
-    random multiplicative changes of magnitudes, small and large, and unit steps of counts, kept when they tighten the
-    ratio of observed to bound. A case that does not meet the assumptions is drawn again. The same seed gives the same
-    attack.
+    Cases come from the statement's own families, which include near-extremal ones. From the tightest and from random
+    ones it then climbs: gradient ascent of observed ÷ bound in the logarithms of the magnitudes, a search over the
+    counts nearby, random changes of all sizes. A case that does not meet the assumptions is not counted. The same
+    seed gives the same attack.
 
     Args:
         statement: what to attack.
@@ -74,23 +77,42 @@ def attack(
         raise ValueError(f"Statement {statement.id!r} has no cases to draw. Give it draw=.")
     total = count(cases, "cases", low=1, high=10**12)
     rng = np.random.default_rng([seed, *statement.id.encode()])
-    best: list[_Entry] = []
-    violations, first = 0, None
-    drawn = max(1, round(_DRAWN * total))
-    for number in progress(range(total)):
-        climber = -1 if number < drawn else number % len(best)
-        case, verdict = _drawn(statement, rng) if climber < 0 else _step(statement, best[climber], rng)
-        ratio = _ratio(verdict)
+    violations, first, top = 0, None, None
+    # The range comes first: it ends the search, which has no end of its own.
+    for _, entry in zip(progress(range(total)), _search(statement, round(_DRAWN * total), rng), strict=False):
+        ratio, _, verdict = entry
         if not verdict.holds:
             violations += 1
-            first = first or (ratio, number, case, verdict)
-        if climber < 0:
-            best = sorted([*best, (ratio, number, case, verdict)], key=lambda entry: -entry[0])[:_CLIMBERS]
-        elif ratio > best[climber][0]:
-            best[climber] = (ratio, number, case, verdict)
-    ratio, _, case, verdict = first or max(best, key=lambda entry: entry[0])
+            first = first or entry
+        if top is None or ratio > top[0]:
+            top = entry
+    assert top is not None
+    ratio, case, verdict = first or top
     tightest = 1 / ratio if ratio > 0 else float("inf")
     return Attack(statement.id, seed, total, violations, tightest, case, verdict)
+
+
+def _search(statement: Statement, drawn: int, rng: np.random.Generator) -> Iterator[_Entry]:
+    """Yield drawn cases, then the steps of climbs that start from some of them, for ever."""
+    tightest: list[_Entry] = []
+    latest: deque[_Entry] = deque(maxlen=_CLIMBERS // 2)
+    for _ in range(max(drawn, 1)):
+        entry = _drawn(statement, rng)
+        yield entry
+        latest.append(entry)
+        tightest = sorted([*tightest, entry], key=lambda known: -known[0])[: _CLIMBERS // 2]
+    climbs = [climb(case, ratio, rng) for ratio, case, _ in (*tightest, *latest)]
+    steps = [next(each) for each in climbs]
+    for i in itertools.cycle(range(len(climbs))):
+        for _ in range(_MISSES):
+            case = steps[i]
+            found = _evaluated(statement, case)
+            steps[i] = climbs[i].send(None if found is None else found[0])
+            if found is not None:
+                yield found
+                break
+        else:
+            yield _drawn(statement, rng)
 
 
 def _ratio(verdict: Verdict) -> float:
@@ -99,48 +121,21 @@ def _ratio(verdict: Verdict) -> float:
     return observed / verdict.bound if verdict.bound > 0 else float("inf") if observed > 0 else 0.0
 
 
-def _drawn(statement: Statement, rng: np.random.Generator) -> tuple[Case, Verdict]:
+def _drawn(statement: Statement, rng: np.random.Generator) -> _Entry:
     assert statement.draw is not None
-    for _ in range(1000):
-        case = dict(statement.draw(rng))
-        verdict = _evaluated(statement, case)
-        if verdict is not None:
-            return case, verdict
-    raise AssertionError(f"{statement.id}: a thousand draws in a row miss the assumptions")
-
-
-def _step(statement: Statement, start: _Entry, rng: np.random.Generator) -> tuple[Case, Verdict]:
-    """Return a neighbour of a case that can be evaluated; the case itself if none is found soon."""
-    _, _, case, verdict = start
-    width = 10.0 ** rng.uniform(-6, 0.5)
-    for _ in range(20):
-        neighbour = {name: _nudged(value, width, rng) for name, value in case.items()}
-        found = _evaluated(statement, neighbour)
+    for _ in range(_MISSES):
+        found = _evaluated(statement, dict(statement.draw(rng)))
         if found is not None:
-            return neighbour, found
-    return case, verdict
+            return found
+    raise AssertionError(f"{statement.id}: {_MISSES} draws in a row miss the assumptions")
 
 
-def _evaluated(statement: Statement, case: Case) -> Verdict | None:
-    """Return the verdict; None where an assumption fails or a side exceeds float64."""
+def _evaluated(statement: Statement, case: Case) -> _Entry | None:
+    """Return the case with its verdict; None where an assumption fails or a side exceeds float64."""
     if not all(assumption.holds(case) for assumption in statement.assumptions):
         return None
     try:
-        return statement.check(**case)
+        verdict = statement.check(**case)
     except OverflowError:
         return None
-
-
-def _nudged(value: Any, width: float, rng: np.random.Generator) -> Any:
-    if isinstance(value, list | tuple):
-        return type(value)(_nudged(part, width, rng) for part in value)
-    if isinstance(value, np.ndarray) and value.dtype.kind == "f":
-        moved = value * np.exp(width * rng.standard_normal(value.shape) * (rng.random(value.shape) < 0.3))
-        return np.where(np.isfinite(moved), moved, value)
-    if isinstance(value, bool | np.bool_ | np.ndarray):
-        return value
-    if isinstance(value, int | np.integer):
-        return int(value) + int(rng.integers(-1, 2))
-    if isinstance(value, float):
-        return float(value * np.exp(0.1 * width * rng.standard_normal()))
-    return value
+    return _ratio(verdict), case, verdict

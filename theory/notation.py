@@ -5,13 +5,21 @@ from __future__ import annotations
 import numpy as np
 import sympy
 
+from ellq.theory.arguments import GREATEST_ORDER, LEAST_ORDER
 from ellq.theory.statements import Assumption
+
+_ORDERS = f"{LEAST_ORDER:g} to {GREATEST_ORDER:g}, which float64 can tell apart from 0 and ∞"
+
+
+def _rise(low: float, high: float) -> bool:
+    return LEAST_ORDER <= low < high <= GREATEST_ORDER
+
 
 finite_weights = Assumption("finite", "all weights are finite.", lambda case: bool(np.isfinite(case["w"]).all()))
 some_weight = Assumption("non-zero", "some weight is not zero.", lambda case: bool(np.any(case["w"])))
-orders_rise_to_p = Assumption("q < p", "0 < q < p < ∞.", lambda case: 0 < case["q"] < case["p"] < np.inf)
-orders_rise_to_q = Assumption("p < q", "0 < p < q < ∞.", lambda case: 0 < case["p"] < case["q"] < np.inf)
-quasi_order = Assumption("q < 1", "0 < q < 1.", lambda case: 0 < case["q"] < 1)
+orders_rise_to_p = Assumption("q < p", f"0 < q < p, both from {_ORDERS}.", lambda case: _rise(case["q"], case["p"]))
+orders_rise_to_q = Assumption("p < q", f"0 < p < q, both from {_ORDERS}.", lambda case: _rise(case["p"], case["q"]))
+quasi_order = Assumption("q < 1", f"0 < q < 1, from {_ORDERS}.", lambda case: _rise(case["q"], 1.0))
 keeps_some = Assumption(
     "1 ≤ k ≤ d", "between 1 and d entries are kept.", lambda case: 1 <= case["retained"] <= np.size(case["w"])
 )

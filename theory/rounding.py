@@ -17,7 +17,7 @@ from ellq.theory.arguments import Array
 
 UNIT_ROUNDOFF = 2.0**-53
 _POWER = 8.0  # relative error of pow, in units of u
-_LEAST = 2.0**-1074
+LEAST = 2.0**-1074
 
 
 def norm_error(size: int, order: float) -> float:
@@ -67,4 +67,4 @@ def outward(value: npt.ArrayLike, relative_error: float, underflows: int = 1) ->
     # The four operations below round by u each; 8u makes up for it.
     with np.errstate(over="ignore"):
         inflated = np.asarray(value, dtype=np.float64) * ((1.0 + relative_error) * (1.0 + 8 * UNIT_ROUNDOFF))
-    return np.asarray(inflated + underflows * _LEAST)
+    return np.asarray(inflated + underflows * LEAST)

@@ -57,6 +57,18 @@ def test_climbing_finds_what_drawing_misses():
     assert attack(narrow, cases=3000, seed=0).tightest < drawn
 
 
+def test_a_bound_too_low_only_where_no_draw_comes_near_is_caught_by_climbing():
+    # Random magnitudes stay 3 % below the bound; equal ones, which the climb has to find, break it.
+    true = STATEMENTS["stechkin"]
+
+    def draw(rng):
+        return {"w": rng.lognormal(size=6), "retained": 2, "q": 1.0, "p": 2.0}
+
+    false = replace(true, id="low", draw=draw, bound=lambda **case: 0.99 * true.bound(**case))
+    assert all(false.check(**draw(np.random.default_rng(i))).holds for i in range(2000))
+    assert attack(false, cases=4000, seed=0).violations > 0
+
+
 def test_same_seed_same_attack_and_another_seed_another():
     first, again, other = (attack(STATEMENTS["stechkin"], cases=200, seed=seed) for seed in (3, 3, 4))
     assert first.tightest == again.tightest

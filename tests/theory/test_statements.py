@@ -196,4 +196,4 @@ def test_verdict_compares_within_the_allowance():
 
 def test_allowance_is_relative_to_the_bound():
     half = Statement("half", "", "", "ours", (), lambda x: x, lambda x: x / 2, lambda x: 0.25, lambda: sympy.true)
-    assert half.check(x=4.0) == Verdict(4.0, 2.0, 0.5)
+    assert half.check(x=4.0) == Verdict(4.0, 2.0, 0.5)  # and what a subnormal loses, which vanishes here

@@ -237,25 +237,30 @@ def theory_show(id: str) -> None:
     print("falsified by: a case that meets the assumptions and whose observed side exceeds the bound beyond rounding")
 
 
-def theory_check(id: str, cases: PositiveInt = 10_000, seed: NonNegativeInt = 0) -> None:
+def theory_check(id: str, cases: PositiveInt = 10_000, seed: NonNegativeInt = 0, csv: str | None = None) -> None:
     """Attack a statement, or all of them, and say what was found; fails if one is broken.
 
     Args:
         id: the statement, from 'ellq theory list', or 'all'.
         cases: how many cases to evaluate for each statement.
         seed: of the draws.
+        csv: also write the table to this file, again after every statement.
     """
     from rich.table import Table
 
-    from ellq.analysis import track
+    from ellq.analysis import track, write_text
     from ellq.theory import attack, registry, statement
 
     table = Table("statement", "cases", "violations", "least bound ÷ observed")
+    lines = ["statement,seed,cases,violations,least_bound_over_observed"]
     broken = []
     for target in registry().values() if id == "all" else [statement(id)]:
         bar = partial(track, description=f"attacking {target.id}")
         found = attack(target, cases=cases, seed=seed, progress=bar)
         table.add_row(found.statement, f"{found.cases:,}", f"{found.violations:,}", f"{found.tightest:.6g}")
+        lines.append(f"{found.statement},{seed},{found.cases},{found.violations},{found.tightest:.9g}")
+        if csv:
+            write_text(csv, "\n".join(lines) + "\n")
         broken += [] if found.survived else [found]
     _print(table)
     if broken:

@@ -419,6 +419,13 @@ def test_theory_check_attacks_one_or_all(capsys):
     assert "risk-empirical" in capsys.readouterr().out
 
 
+def test_theory_check_writes_its_table(tmp_path, capsys):
+    assert run(["theory", "check", "stechkin", "--cases", "50", "--seed", "3", "--csv", str(tmp_path / "a.csv")]) == 0
+    (row,) = pd.read_csv(tmp_path / "a.csv").to_dict("records")
+    assert (row["statement"], row["seed"], row["cases"], row["violations"]) == ("stechkin", 3, 50, 0)
+    assert row["least_bound_over_observed"] >= 1
+
+
 def test_theory_check_fails_when_a_statement_is_broken(monkeypatch, capsys):
     from dataclasses import replace
 

@@ -26,17 +26,22 @@ keeps_some = Assumption(
 tolerance_is_share = Assumption("0 < tol < 1", "the tolerance is a share.", lambda case: 0 < case["tol"] < 1)
 
 
-class Quantity(sympy.Symbol):  # type: ignore[misc]
-    """A positive quantity with a name for text and one for LaTeX, such as a norm."""
+class NamedQuantity(sympy.Symbol):  # type: ignore[misc]
+    """A positive quantity with a name for text and one for LaTeX, such as a norm.
 
-    def __new__(cls, text: str, latex: str) -> Quantity:  # noqa: D102
-        made: Quantity = super().__new__(cls, text, positive=True)
+    Not called Quantity: sympy prints classes of that name as physical units.
+    """
+
+    def __new__(cls, text: str, latex: str) -> NamedQuantity:  # noqa: D102
+        made: NamedQuantity = super().__new__(cls, text, positive=True)
         made.tex = latex
         return made
 
     def _latex(self, printer: object) -> str:
         return str(self.tex)
 
+
+Quantity = NamedQuantity
 
 p, q, k, N, eta, tol = sympy.symbols("p q k N eta tol", positive=True)
 best_error, tail_q = Quantity("σ_k(w)_p", r"\sigma_k(w)_p"), Quantity("σ_k(w)_q", r"\sigma_k(w)_q")

@@ -1,10 +1,15 @@
 """Both sides of the statements in ball arithmetic (python-flint): enclosures that hold whatever the rounding.
 
-``SIDES[id](**case)`` gives (observed, bound) as balls of some 400 bits.
+``SIDES[id](**case)`` gives (observed, bound) as balls of some 400 bits; a side that has no such oracle is None.
 """
 
 import numpy as np
 from flint import arb, ctx
+
+import oracles_measures
+from ellq.theory import skeleton_residual
+from ellq.theory.reweighting import reweight
+from ellq.theory.second_moments import second_moments
 
 BITS = 400
 
@@ -149,11 +154,150 @@ def _multilayer_units(layers, retained, inputs):
     return observed, largest(errors)
 
 
+def _finite(w, retained, q, p):
+    n, weight = np.count_nonzero(w), arb(0)
+    for m in range(retained + 1, n + 1):
+        weight = weight.max(ball(m - retained) ** (1 / ball(p)) * ball(m) ** (-1 / ball(q)))
+    return best_term_error(w, retained, p), weight * quasinorm(w, q)
+
+
+def weak_quasinorm(w, q):
+    return largest(ball(i) ** (1 / ball(q)) * ball(x) for i, x in enumerate(falling(w), 1) if x)
+
+
+def _weak(w, retained, q, p):
+    constant = (ball(q) / (ball(p) - ball(q))) ** (1 / ball(p)) * ball(retained) ** (1 / ball(p) - 1 / ball(q))
+    return best_term_error(w, retained, p), constant * weak_quasinorm(w, q)
+
+
+def _weak_finite(w, retained, q, p):
+    powers = (ball(i) ** (-ball(p) / ball(q)) for i in range(retained + 1, np.count_nonzero(w) + 1))
+    total = sum(powers, arb(0))
+    constant = total ** (1 / ball(p)) if total > 0 else arb(0)
+    return best_term_error(w, retained, p), constant * weak_quasinorm(w, q)
+
+
+def _norm(values, q):
+    total = sum((value ** ball(q) for value in values if value > 0), arb(0))
+    return total ** (1 / ball(q)) if total > 0 else arb(0)
+
+
+def _gram(removed, inputs):
+    error = root_mean_square(products(balls(inputs), balls(removed)))
+    return error, error
+
+
+def _stretch(matrix, direction):
+    """‖M v‖/‖v‖: never above the largest singular value, and as good as it where v is a computed singular vector."""
+    v = balls(direction)
+    length = sum((x * x for x in v), arb(0)).sqrt()
+    return sum((x * x for x in products(matrix, v)), arb(0)).sqrt() / length
+
+
+def _uncorrelated(w, retained, q, inputs):
+    top = np.linalg.svd(inputs / max(np.abs(inputs).max(), 1e-300))[2][0]
+    scale = _stretch(balls(inputs), top) / ball(len(inputs)).sqrt()
+    bound = scale * stechkin_bound(w, retained, q, 2.0) if any(w) else arb(0)
+    return root_mean_square(products(balls(inputs), removed(w, retained))), bound
+
+
+def _risk(features, indices, interpolation, consumer):
+    residual = skeleton_residual(features, indices, interpolation, np.zeros(np.shape(features)[1]))
+    top = np.linalg.svd(residual)[2][0]
+    length = sum((ball(x) ** 2 for x in consumer), arb(0)).sqrt()
+    bound = _stretch(balls(residual), top) * length / ball(len(residual)).sqrt()
+    return root_mean_square(products(balls(residual), balls(consumer))), bound
+
+
+def _subgaussian(removed, sigma, delta, law, dependence):
+    sizes = [abs(ball(x)) for x in removed]
+    norm = _norm(sizes, 1.0 if dependence == "any" else 2.0)
+    bound = ball(sigma) * norm * (2 * (2 / ball(delta)).log()).sqrt()
+    if law == "gaussian":
+        return None, bound
+    if dependence == "any":
+        quantile = arb(1) if law == "signs" else arb(3).sqrt() * (1 - ball(delta))
+        return ball(sigma) * norm * quantile, bound
+    sums = [arb(0)]
+    for x in balls(removed):
+        sums = [total + sign * x for total in sums for sign in (1, -1)]
+    ranked = sorted((abs(total) for total in sums), key=float, reverse=True)
+    return ball(sigma) * ranked[int(delta * len(ranked))], bound
+
+
+def _dot(v, x):
+    return abs(sum((a * b for a, b in zip(balls(v), balls(x), strict=True)), arb(0)))
+
+
+def _box(removed, low, high, x):
+    corners = [[b if (v > 0) == up else a for v, a, b in zip(removed, low, high, strict=True)] for up in (True, False)]
+    return _dot(removed, x), _dot(removed, corners[0]).max(_dot(removed, corners[1]))
+
+
+def _ball(removed, radius, order, x):
+    sizes = [abs(ball(v)) for v in removed]
+    if order == 1.0:
+        dual = largest(sizes)
+    else:
+        total = sum(sizes, arb(0))
+        conjugate = ball(order) / (ball(order) - 1) if order < np.inf else arb(1)
+        top = largest(sizes)
+        powers = sum(((size / top) ** conjugate for size in sizes if size > 0), arb(0))
+        dual = total if order == np.inf else top * powers ** (1 / conjugate)
+    return _dot(removed, x), ball(radius) * dual
+
+
+def _multilayer_box(layers, retained, low, high, x):
+    dense = [(balls(W), balls(b)) for W, b in layers]
+    kept = []
+    for (W, b), (rows, _) in zip(dense, layers, strict=True):
+        gone = [removed(row, retained) for row in rows]
+        kept.append(([[a - v for a, v in zip(*pair, strict=True)] for pair in zip(W, gone, strict=True)], b))
+    ends = zip(relu_features(dense, balls(x))[-1], relu_features(kept, balls(x))[-1], strict=True)
+    return largest(abs(a - c) for pair in ends for a, c in zip(*pair, strict=True)), None
+
+
+def _allocation(gains, counts, q, p):
+    power, pairs = 1 / ball(p) - 1 / ball(q), [(ball(a), ball(k)) for a, k in zip(gains, counts, strict=True) if a]
+    total = sum((ball(k) for k in counts), arb(0))
+    return _norm(balls(gains), q) * total**power, _norm([a * k**power for a, k in pairs], p)
+
+
+def _resampled(w, retained, heavy, inputs):
+    moments = second_moments(np.ldexp(inputs, -int(np.frexp(np.abs(inputs).max())[1])))
+    weights = reweight(w, moments, retained, heavy=heavy).weights
+    gone = [ball(a) - ball(b) for a, b in zip(w, weights, strict=True)]
+    scale = largest(root_mean_square(column) for column in columns(balls(inputs)))
+    bound = scale * sum((ball(x) for x in falling(w)[heavy:]), arb(0)) / ball(retained - heavy).sqrt()
+    return root_mean_square(products(balls(inputs), gone)), bound
+
+
+def _hilbert(w, retained, heavy, q, inputs):
+    observed, _ = _resampled(w, retained, heavy, inputs)
+    scale = largest(root_mean_square(column) for column in columns(balls(inputs)))
+    tail = _finite(w, heavy, q, 1.0)[1]
+    return observed, scale * tail / ball(retained - heavy).sqrt()
+
+
 SIDES = {
     "stechkin": _stechkin,
+    "stechkin-finite": _finite,
+    "stechkin-weak": _weak,
+    "stechkin-weak-finite": _weak_finite,
     "retained-necessary": _necessary,
+    "pq-axioms": oracles_measures.pq_axioms,
+    "allocation": _allocation,
     "linear-unit-l1": _linear_unit,
+    "linear-unit-gram": _gram,
+    "linear-unit-uncorrelated": _uncorrelated,
+    "linear-unit-subgaussian": _subgaussian,
+    "linear-unit-resampled": _resampled,
+    "hilbert-sampling": _hilbert,
+    "unit-box": _box,
+    "unit-ball": _ball,
     "multilayer": _multilayer,
     "multilayer-units": _multilayer_units,
+    "multilayer-box": _multilayer_box,
+    "risk-empirical": _risk,
 }
 SIDES = {id: precisely(sides) for id, sides in SIDES.items()}

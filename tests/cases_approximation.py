@@ -9,15 +9,16 @@ from functools import partial
 import numpy as np
 from hypothesis import strategies as st
 
+from ellq.theory.approximation import extremal_vector, extremal_vector_weak
 from strategies import random_orders, random_vector, rising_orders, vectors
 
 _shares = st.floats(1e-6, 1 - 1e-6)
 
 
 @st.composite
-def _stechkin(draw):
+def _stechkin(draw, least=1):
     w, (q, p) = draw(vectors()), draw(rising_orders())
-    return {"w": w, "retained": draw(st.integers(1, w.size)), "q": q, "p": p}
+    return {"w": w, "retained": draw(st.integers(least, w.size)), "q": q, "p": p}
 
 
 @st.composite
@@ -41,14 +42,27 @@ def _random(rng, *, orders, has_tolerance=False):
     return case | ({"tol": rng.uniform()} if has_tolerance else {"retained": int(rng.integers(1, w.size + 1))})
 
 
-CASES = {"stechkin": _stechkin(), "retained-necessary": _necessary(), "retained-sufficient": _sufficient()}
+CASES = {
+    "stechkin": _stechkin(),
+    "stechkin-finite": _stechkin(least=0),
+    "stechkin-weak": _stechkin(),
+    "stechkin-weak-finite": _stechkin(least=0),
+    "retained-necessary": _necessary(),
+    "retained-sufficient": _sufficient(),
+}
 RANDOM = {
     "stechkin": partial(_random, orders=("q", "p")),
+    "stechkin-finite": partial(_random, orders=("q", "p")),
+    "stechkin-weak": partial(_random, orders=("q", "p")),
+    "stechkin-weak-finite": partial(_random, orders=("q", "p")),
     "retained-necessary": partial(_random, orders=("p", "q")),
     "retained-sufficient": partial(_random, orders=("p", "q"), has_tolerance=True),
 }
 EXTREMAL = {
     "stechkin": {"w": np.ones(100), "retained": 75, "q": 0.5, "p": 2.0},
+    "stechkin-finite": {"w": extremal_vector(3, 5, q=1.5, p=2.0), "retained": 3, "q": 1.5, "p": 2.0},
+    "stechkin-weak": {"w": extremal_vector_weak(1000, q=0.5), "retained": 100, "q": 0.5, "p": 2.0},
+    "stechkin-weak-finite": {"w": extremal_vector_weak(7, q=0.5), "retained": 2, "q": 0.5, "p": 1.0},
     "retained-necessary": {"w": np.ones(200), "retained": 200, "p": 0.5, "q": 1.0},
     "retained-sufficient": {"w": np.ones(4000), "tol": 0.5**0.5, "p": 1.0, "q": 2.0},
 }
@@ -58,6 +72,13 @@ OUTSIDE = [
     ("stechkin", {"retained": 0}, "between 1 and d"),
     ("stechkin", {"retained": 101}, "between 1 and d"),
     ("stechkin", {"w": np.full(100, np.nan)}, "finite"),
+    ("stechkin-finite", {"q": 2.0}, "0 < q < p"),
+    ("stechkin-finite", {"retained": -1}, "between 0 and d"),
+    ("stechkin-finite", {"retained": 6}, "between 0 and d"),
+    ("stechkin-weak", {"retained": 0}, "between 1 and d"),
+    ("stechkin-weak", {"p": 0.5}, "0 < q < p"),
+    ("stechkin-weak-finite", {"retained": 8}, "between 0 and d"),
+    ("stechkin-weak-finite", {"w": np.full(7, np.inf)}, "finite"),
     ("retained-necessary", {"p": 1.0}, "0 < p < q"),
     ("retained-necessary", {"w": np.zeros(200)}, "not zero"),
     ("retained-sufficient", {"tol": 1.0}, "share"),

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from ellq.theory.arguments import (
     Array,
+    Indices,
     count,
     finite_array,
     open_fraction,
@@ -17,8 +19,8 @@ from ellq.theory.arguments import (
     rising_orders,
 )
 from ellq.theory.measures import effective_count
-from ellq.theory.power_sums import power_sums, scaled_root
-from ellq.theory.rounding import log_error, outward
+from ellq.theory.power_sums import PowerSums, power_sums, scaled_root
+from ellq.theory.rounding import UNIT_ROUNDOFF, log_error, outward
 
 
 def best_term_errors(w: npt.ArrayLike, p: float = 2.0) -> Array:
@@ -157,6 +159,344 @@ def stechkin_bound(w: npt.ArrayLike, retained: int, *, q: float, p: float = 2.0)
     # Every rounding is relative to one of these terms; the sum of powers and the constant carry theirs into 1/q.
     terms = abs(log_constant) + (1 / p + 1 / q) * log_k + math.log(2 * vector.size) / q + abs(int(sums.exponent)) + 1
     return float(outward(math.exp(log_bound), log_error((vector.size + 16) / q + 8 * terms)))
+
+
+def stechkin_constant_finite(q: float, p: float, retained: int, size: int) -> float:
+    """Return the least c with σ_k(w)_p ≤ c·‖w‖_q for all w of d entries: ``stechkin_constant`` for one k and d.
+
+        c = max_{k<m≤d} (m − k)^(1/p) m^(−1/q) ≤ c_{q,p}·k^(1/p − 1/q)
+
+    The maximum is next to m = k/(1 − q/p), or at d where that is less. Attained by ``extremal_vector``. Does not
+    increase with k, nor fall with d. 1 for k = 0, 0 for k = d.
+
+    Args:
+        q: order of the quasi-norm, 0 < q < p.
+        p: order in which the error is measured, finite.
+        retained: k, 0 ≤ k ≤ d.
+        size: d ≥ 1.
+
+    Returns:
+        The constant, in [0, 1]; 0 also where it is below float64 (very small q).
+
+    Raises:
+        TypeError: an argument is not a number of its kind.
+        ValueError: not 0 < q < p, ``size`` < 1, or ``retained`` outside [0, d].
+
+    Reference: ours; proof in docs/theorems.md, ``stechkin-finite``.
+    """
+    q, p = rising_orders(q, p)
+    d = count(size, "size", low=1, high=_GREATEST_SIZE)
+    k = count(retained, "retained", low=0, high=d)
+    return math.exp(_log_finite_constant(q, p, np.array([k]), d)[0])
+
+
+_GREATEST_SIZE = 2**53
+
+
+def _log_finite_constant(q: float, p: float, k: Indices, size: int) -> Array:
+    m = _peak(q, p, k, size)
+    with np.errstate(divide="ignore"):
+        return np.asarray(np.log(m - k) / p - np.log(m) / q)
+
+
+def _peak(q: float, p: float, k: Indices, size: int) -> Indices:
+    # (m − k)^(1/p) m^(−1/q) rises up to m = k/(1 − q/p) and falls after it: the best whole m is next to it.
+    with np.errstate(over="ignore"):
+        turn = np.floor(np.minimum(p * k / (p - q), size)).astype(np.intp)
+    near = np.minimum(np.maximum(turn[:, None] + np.arange(-1, 3), k[:, None] + 1), size)
+    with np.errstate(divide="ignore"):
+        best = (np.log(near - k[:, None]) / p - np.log(near) / q).argmax(axis=1)
+    return np.asarray(near[np.arange(k.size), best])
+
+
+def stechkin_bound_finite(w: npt.ArrayLike, retained: int, *, q: float, p: float = 2.0) -> float:
+    """Bound the best k-term error of w by its ℓq quasi-norm with the least constant for its number of non-zeros.
+
+        σ_k(w)_p ≤ max_{k<m≤n} (m − k)^(1/p) m^(−1/q) · ‖w‖_q        n = number of non-zero entries ≤ d
+
+    Never above ``stechkin_bound`` by more than rounding; much below it where k is near n. Sharp for every k and n: an
+    equality for ``extremal_vector``. Scales with w; ignores order, signs and appended zeros. Rounded up; 0 for k ≥ n.
+
+    Args:
+        w: real vector, shape (d,), d ≥ 1, finite.
+        retained: k, 0 ≤ k ≤ d: how many largest entries are kept.
+        q: order of the quasi-norm, 0 < q < p.
+        p: order in which the error is measured; 2 is the Euclidean norm.
+
+    Returns:
+        The bound, in the units of w.
+
+    Raises:
+        TypeError: an argument is not a number of its kind.
+        ValueError: q outside (0, p), ``retained`` outside [0, d], or ``w`` not a finite vector.
+        OverflowError: the bound exceeds float64.
+
+    Reference: ours; proof in docs/theorems.md, ``stechkin-finite``.
+    """
+    return tightest_order(w, retained, (q,), p)[1]
+
+
+def tightest_order(w: npt.ArrayLike, retained: int, orders: Sequence[float], p: float = 2.0) -> tuple[float, float]:
+    """Return the order whose ``stechkin_bound_finite`` of the best k-term error is least, and that bound.
+
+    The best order is often above 1: for Gaussian entries and p = 2 it is, unless nearly half of them are kept.
+
+    Args:
+        w: real vector, shape (d,), d ≥ 1, finite.
+        retained: k, 0 ≤ k ≤ d.
+        orders: the orders q to choose from, each 0 < q < p.
+        p: order in which the error is measured.
+
+    Returns:
+        The order, the first of several equally good ones, and the bound.
+
+    Raises:
+        TypeError: an argument is not a number of its kind.
+        ValueError: no orders, one outside (0, p), ``retained`` outside [0, d], or ``w`` not a finite vector.
+        OverflowError: all bounds exceed float64.
+
+    Reference: ours, the least of ``stechkin-finite`` over q.
+    """
+    vector = finite_array(w, "w", ndim=1)
+    k = count(retained, "retained", low=0, high=vector.size)
+    best, bounds = tightest_bounds(vector, [k], orders, p)
+    if np.isinf(bounds[0]):
+        raise OverflowError(f"The bound exceeds float64 for q={best[0]:g}. Choose a larger q, or scale w down.")
+    return float(best[0]), float(bounds[0])
+
+
+def tightest_bounds(
+    w: npt.ArrayLike, retained: npt.ArrayLike, orders: Sequence[float], p: float = 2.0
+) -> tuple[Array, Array]:
+    """Return ``tightest_order`` for many counts at once: w is summed once per order.
+
+    Args:
+        w: real vector, shape (d,), d ≥ 1, finite.
+        retained: counts k, shape (n,), each 0 ≤ k ≤ d.
+        orders: the orders q to choose from, each 0 < q < p.
+        p: order in which the errors are measured.
+
+    Returns:
+        Orders and bounds, shapes (n,): the best order for every count, and its bound; infinite where every bound
+        exceeds float64.
+
+    Raises:
+        TypeError: an argument is not numeric, or counts that are not whole numbers.
+        ValueError: no orders, one outside (0, p), a count outside [0, d], or ``w`` not a finite vector.
+
+    Reference: ours, the least of ``stechkin-finite`` over q.
+    """
+    sums = power_sums(finite_array(w, "w", ndim=1), _orders_below(orders, p))
+    k, nonzeros = _counts(retained, int(sums.size)), int(sums.nonzeros)
+    logs = [_log_quasinorm_up(sums, q) for q in sums.sums]
+    return tightest_bounds_from_norms(logs, max(nonzeros, 1), np.minimum(k, nonzeros), list(sums.sums), p)
+
+
+def tightest_bounds_from_norms(
+    log_quasinorms: npt.ArrayLike, size: int, retained: npt.ArrayLike, orders: Sequence[float], p: float = 2.0
+) -> tuple[Array, Array]:
+    """Return ``tightest_bounds`` of a vector of which only quasi-norms are known.
+
+    For vectors too large to hold: ``MagnitudeHistogram`` encloses log ‖w‖_q of any order in one pass; pass the upper
+    ends, and its number of non-zeros as the size.
+
+    Args:
+        log_quasinorms: log ‖w‖_q or more for every order, shape (r,); −∞ for the zero vector.
+        size: d ≥ 1, or fewer: the number of non-zero entries, at least 1.
+        retained: counts k, shape (n,), each 0 ≤ k ≤ ``size``.
+        orders: the orders q, each 0 < q < p, r of them.
+        p: order in which the errors are measured.
+
+    Returns:
+        Orders and bounds, shapes (n,), as ``tightest_bounds``.
+
+    Raises:
+        TypeError: an argument is not numeric, or counts that are not whole numbers.
+        ValueError: no orders, one outside (0, p), as many quasi-norms as orders not given, one that is NaN or ∞, or a
+            count outside [0, size].
+
+    Reference: ours, the least of ``stechkin-finite`` over q.
+    """
+    orders = _orders_below(orders, p)
+    d = count(size, "size", low=1, high=_GREATEST_SIZE)
+    k = _counts(retained, d)
+    logs = np.asarray(log_quasinorms, dtype=np.float64)
+    if logs.shape != (len(orders),):
+        raise ValueError(f"log_quasinorms has shape {logs.shape}, expected one for each of the {len(orders)} orders.")
+    if np.isnan(logs).any() or np.isposinf(logs).any():
+        raise ValueError("log_quasinorms holds NaN or infinity. Pass logarithms of quasi-norms.")
+    best, bounds = np.full(k.size, orders[0]), np.full(k.size, np.inf)
+    for q, log_norm in zip(orders, logs, strict=True):
+        log_bound = _log_finite_constant(q, p, k, d) + log_norm
+        # Every rounding is relative to one of these terms: two logarithms, their quotients, two sums, exp.
+        units = 12 * ((1 / p + 1 / q) * math.log(d) + (abs(log_norm) if log_norm > -np.inf else 0.0) + 1)
+        with np.errstate(over="ignore"):
+            found = np.where(np.isneginf(log_bound), 0.0, outward(np.exp(log_bound), log_error(units)))
+        is_less = found < bounds
+        best[is_less], bounds[is_less] = q, found[is_less]
+    return best, bounds
+
+
+def _log_quasinorm_up(sums: PowerSums, q: float) -> float:
+    # The sum is off by (size + 8)u relatively; its logarithm and the multiple of log 2 by a few u of their own sizes.
+    size, exponent = int(sums.size), abs(int(sums.exponent))
+    units = (size + 16) / q + 12 * (math.log(2 * size) / q + exponent + 1)
+    return float(sums.log_quasinorm(q)) + 1.01 * UNIT_ROUNDOFF * units
+
+
+def _orders_below(orders: Sequence[float], p: float) -> list[float]:
+    if len(orders) == 0:
+        raise ValueError("orders is empty. Pass at least one order q with 0 < q < p.")
+    return [rising_orders(q, p)[0] for q in orders]
+
+
+def _counts(retained: npt.ArrayLike, size: int) -> Indices:
+    k = np.asarray(retained)
+    if k.size and k.dtype.kind not in "iu":
+        raise TypeError(f"retained must be an array of whole numbers, got dtype {k.dtype}.")
+    if k.ndim != 1:
+        raise ValueError(f"retained has {k.ndim} dimensions, expected 1.")
+    outside = k[(k < 0) | (k > size)]
+    if outside.size:
+        raise ValueError(f"retained holds {outside[0]}, outside [0, {size}]. Choose 0 <= retained <= {size}.")
+    return k.astype(np.intp)
+
+
+def stechkin_bound_weak(w: npt.ArrayLike, retained: int, *, q: float, p: float = 2.0) -> float:
+    """Bound the best k-term error of w by its weak ℓq quasi-norm, for which a decay of the entries is enough.
+
+        σ_k(w)_p ≤ (q/(p − q))^(1/p) · k^(1/p − 1/q) · ‖w‖_{q,∞}        ‖w‖_{q,∞} = max_i i^(1/q)·|w|_(i)
+
+    Sharp: the power law i^(−1/q) comes arbitrarily close as k and d/k grow. Scales with w; ignores order, signs and
+    appended zeros. Rounded up; 0 for the zero vector.
+
+    Args:
+        w: real vector, shape (d,), d ≥ 1, finite.
+        retained: k, 1 ≤ k ≤ d: how many largest entries are kept.
+        q: order of the weak quasi-norm, 0 < q < p.
+        p: order in which the error is measured; 2 is the Euclidean norm.
+
+    Returns:
+        The bound, in the units of w.
+
+    Raises:
+        TypeError: an argument is not a number of its kind.
+        ValueError: q outside (0, p), ``retained`` outside [1, d], or ``w`` not a finite vector.
+        OverflowError: the bound exceeds float64.
+
+    Reference: Foucart & Rauhut 2013, Proposition 2.11.
+    """
+    vector = finite_array(w, "w", ndim=1)
+    q, p = rising_orders(q, p)
+    k = count(retained, "retained", low=1, high=vector.size)
+    log_norm, units = _log_weak_quasinorm(vector, q)
+    log_constant, log_k = math.log(q / (p - q)) / p, math.log(k)
+    units += 12 * (abs(log_constant) + (1 / p + 1 / q) * log_k + 1 / p + 1)
+    return _exp_up(log_constant + (1 / p - 1 / q) * log_k + log_norm, units, q)
+
+
+def stechkin_bound_weak_finite(w: npt.ArrayLike, retained: int, *, q: float, p: float = 2.0) -> float:
+    """Bound the best k-term error of w by its weak ℓq quasi-norm with the least constant for its non-zeros.
+
+        σ_k(w)_p ≤ (Σ_{k<i≤n} i^(−p/q))^(1/p) · ‖w‖_{q,∞}        n = number of non-zero entries ≤ d
+
+    Sharp for every k and n: an equality for the power law i^(−1/q). Scales with w; ignores order, signs and appended
+    zeros. Rounded up; 0 for k ≥ n.
+
+    Args:
+        w: real vector, shape (d,), d ≥ 1, finite.
+        retained: k, 0 ≤ k ≤ d: how many largest entries are kept.
+        q: order of the weak quasi-norm, 0 < q < p.
+        p: order in which the error is measured; 2 is the Euclidean norm.
+
+    Returns:
+        The bound, in the units of w.
+
+    Raises:
+        TypeError: an argument is not a number of its kind.
+        ValueError: q outside (0, p), ``retained`` outside [0, d], or ``w`` not a finite vector.
+        OverflowError: the bound exceeds float64.
+
+    Reference: ours; proof in docs/theorems.md, ``stechkin-weak-finite``.
+    """
+    vector = finite_array(w, "w", ndim=1)
+    q, p = rising_orders(q, p)
+    k = count(retained, "retained", low=0, high=vector.size)
+    nonzeros = int(np.count_nonzero(vector))
+    if k >= nonzeros:
+        return 0.0
+    log_norm, units = _log_weak_quasinorm(vector, q)
+    # Relative to its first term the sum neither overflows nor underflows.
+    terms = ((k + 1) / np.arange(k + 1, nonzeros + 1)) ** (p / q)
+    log_first = math.log(k + 1) / q
+    # A term is off by p/q times the rounding of its base, and by its exponent's times its logarithm, at most 750.
+    units += (terms.size + p / q + 800) / p + 12 * (math.log(terms.size) / p + log_first + 1)
+    return _exp_up(math.log(terms.sum()) / p - log_first + log_norm, units, q)
+
+
+def _log_weak_quasinorm(vector: Array, q: float) -> tuple[float, float]:
+    """Return log ‖w‖_{q,∞}, −∞ for the zero vector, and its error in units of roundoff."""
+    magnitude = np.abs(vector[vector != 0])
+    if not magnitude.size:
+        return -math.inf, 0.0
+    logs, ranks = -np.sort(-np.log(magnitude)), np.log(np.arange(1, magnitude.size + 1)) / q
+    return float((logs + ranks).max()), 12 * float(np.abs(logs).max() + ranks[-1])
+
+
+def _exp_up(log_bound: float, units: float, q: float) -> float:
+    if log_bound == -math.inf:
+        return 0.0
+    if log_bound > 709:
+        raise OverflowError(f"The bound exceeds float64 for q={q:g} (its natural log is {log_bound:.6g}).")
+    return float(outward(math.exp(log_bound), log_error(units)))
+
+
+def extremal_vector(retained: int, size: int, *, q: float, p: float = 2.0) -> Array:
+    """Return the vector that attains ``stechkin_bound_finite`` for its k: equal entries, as many as the maximum says.
+
+        w = (1, …, 1, 0, …, 0) with m ones        m = argmax_{k<m≤d} (m − k)^(1/p) m^(−1/q)
+
+    It comes close to ``stechkin_bound`` too when k and d/k are large.
+
+    Args:
+        retained: k, 0 ≤ k < d.
+        size: d.
+        q: order of the quasi-norm, 0 < q < p.
+        p: order in which the error is measured.
+
+    Returns:
+        The vector, shape (d,).
+
+    Raises:
+        TypeError: an argument is not a number of its kind.
+        ValueError: not 0 < q < p, ``size`` < 1, or ``retained`` outside [0, d − 1].
+
+    Reference: ours; proof in docs/theorems.md, ``stechkin-finite``.
+    """
+    q, p = rising_orders(q, p)
+    d = count(size, "size", low=1, high=_GREATEST_SIZE)
+    k = count(retained, "retained", low=0, high=d - 1)
+    return np.asarray((np.arange(d) < _peak(q, p, np.array([k]), d)[0]).astype(np.float64))
+
+
+def extremal_vector_weak(size: int, *, q: float) -> Array:
+    """Return the power law i^(−1/q), which attains ``stechkin_bound_weak_finite`` for every k and p at once.
+
+    Args:
+        size: d ≥ 1.
+        q: order of the weak quasi-norm, 0 < q < ∞.
+
+    Returns:
+        The vector, shape (d,), falling; entries below float64 are 0 (very small q).
+
+    Raises:
+        TypeError: an argument is not a number of its kind.
+        ValueError: ``q`` ≤ 0, or ``size`` < 1.
+
+    Reference: by definition of the weak quasi-norm.
+    """
+    q = positive_order(q)
+    return np.asarray(np.arange(1.0, count(size, "size", low=1, high=_GREATEST_SIZE) + 1) ** (-1 / q))
 
 
 def retained_exact(w: npt.ArrayLike, tol: float, *, p: float = 2.0) -> int:

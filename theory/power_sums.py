@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -44,7 +45,9 @@ class PowerSums:
             return np.where(self.nonzeros == 1, np.log(self.largest), norm)
 
     def quasinorm(self, q: float) -> Array:
-        """Return ‖w‖_q; raises OverflowError where it exceeds float64."""
+        """Return ‖w‖_q, the largest magnitude for q = ∞; raises OverflowError where it exceeds float64."""
+        if q == np.inf:
+            return self.largest
         norm = scaled_root(self.sums[q], q, self.exponent)
         # A single non-zero entry is its own norm; 1/q would magnify the rounding of its q-th power.
         norm = np.where(self.nonzeros == 1, self.largest, norm)
@@ -61,11 +64,23 @@ class PowerSums:
             ratio = np.exp(np.log(self.sums[1.0]) - np.log(self.sums[q]) / q)
         return np.where(self.nonzeros == 1, 1.0, np.minimum(ratio, 1.0))
 
+    def normalised_sparsity_index(self, q: float) -> Array:
+        """Return size^(1/q − 1)‖w‖_1/‖w‖_q ≥ 1 for q < 1; NaN for a zero vector, infinite beyond float64."""
+        with np.errstate(over="ignore"):
+            return np.asarray(np.exp(-self._log_evenness(q, 1.0)))
+
     def pq_index(self, p: float, q: float) -> Array:
         """Return 1 − size^(1/q − 1/p)‖w‖_p/‖w‖_q, in [0, 1); NaN for a zero vector."""
+        return np.asarray(0.0 - np.expm1(self._log_evenness(p, q)))  # not −: a 0 without sign
+
+    def evenness(self, p: float, q: float) -> Array:
+        """Return size^(1/q − 1/p)‖w‖_p/‖w‖_q = 1 − I_{p,q}, in (0, 1], to its own relative accuracy."""
+        return np.asarray(np.exp(self._log_evenness(p, q)))
+
+    def _log_evenness(self, p: float, q: float) -> Array:
         with np.errstate(divide="ignore", invalid="ignore"):
             log_ratio = np.log(self.sums[p] / self.size) / p - np.log(self.sums[q] / self.size) / q
-        return np.maximum(-np.expm1(log_ratio), 0.0)
+        return np.asarray(np.minimum(log_ratio, 0.0))
 
     def effective_count(self, p: float, q: float) -> Array:
         """Return (‖w‖_p/‖w‖_q)^(pq/(q−p)), in [1, nonzeros]; 0 for a zero vector."""
@@ -124,7 +139,7 @@ def power_sums(w: npt.ArrayLike, orders: Sequence[float], axis: int = -1) -> Pow
     """Return the scaled power sums of every vector along an axis, for several orders in one pass.
 
     Args:
-        w: real array with d ≥ 1 entries along ``axis``, finite.
+        w: real array or tensor with d ≥ 1 entries along ``axis``, finite.
         orders: the orders q, each 0 < q < ∞.
         axis: the axis that is a vector.
 
@@ -136,36 +151,77 @@ def power_sums(w: npt.ArrayLike, orders: Sequence[float], axis: int = -1) -> Pow
         ValueError: an order ≤ 0, an empty axis, or a NaN or infinite entry.
     """
     orders = [positive_order(q, "order") for q in orders]
-    array = np.moveaxis(np.atleast_1d(finite_array(w, "w")), axis, -1)
-    if array.shape[-1] == 0:
-        raise ValueError(f"w has no entries along axis {axis} (shape {np.shape(w)}). Pass at least one.")
-    magnitude = np.abs(array)
+    vectors = scaled_magnitudes(w, axis)
+    magnitude = vectors.magnitude
+    return PowerSums(
+        size=np.full(magnitude.shape[:-1], magnitude.shape[-1], dtype=np.int64),
+        nonzeros=np.count_nonzero(magnitude, axis=-1).astype(np.int64, copy=False)
+        if magnitude.ndim > 1
+        else np.asarray(np.count_nonzero(magnitude), dtype=np.int64),
+        largest=vectors.largest,
+        exponent=vectors.exponent,
+        sums={q: vectors.powers(q).sum(axis=-1) for q in orders},
+    )
+
+
+@dataclass(frozen=True)
+class ScaledMagnitudes:
+    """Magnitudes of vectors along the last axis, divided by a power of two near each vector's largest.
+
+    Attributes:
+        magnitude: |w|, shape (…, d).
+        largest: largest magnitude, shape (…).
+        exponent: the e of the power of two, shape (…).
+        scaled: |w|/2^e, shape (…, d), in [½, 1) where largest; 0 for entries too small beside it.
+    """
+
+    magnitude: Array
+    largest: Array
+    exponent: npt.NDArray[np.int64]
+    scaled: Array
+
+    def powers(self, q: float) -> Array:
+        """Return (|w|/2^e)^q, taken through logarithms where |w|/2^e itself would underflow."""
+        if q == 1.0:
+            powers = self.scaled
+        elif q == 2.0:
+            powers = self.scaled * self.scaled
+        elif q == 0.5:
+            powers = np.sqrt(self.scaled)
+        else:
+            powers = self.scaled**q
+        tiny = self._tiny
+        if tiny is not None:
+            logs = np.log(self.magnitude[tiny])
+            logs -= np.broadcast_to(self.exponent[..., None], tiny.shape)[tiny] * _LOG2
+            powers = np.array(powers)
+            powers[tiny] = np.exp(q * logs)
+        return powers
+
+    @cached_property
+    def _tiny(self) -> npt.NDArray[np.bool_] | None:
+        tiny = self.scaled < _SAFE
+        if tiny.any():
+            tiny &= self.magnitude > 0
+        return tiny if tiny.any() else None
+
+
+def scaled_magnitudes(w: npt.ArrayLike, axis: int = -1) -> ScaledMagnitudes:
+    """Return the magnitudes of every vector along an axis, scaled so that sums and powers are safe.
+
+    Args:
+        w: real array with d ≥ 1 entries along ``axis``, finite.
+        axis: the axis that is a vector; the last in the result.
+
+    Raises:
+        TypeError: ``w`` is not numeric.
+        ValueError: an empty axis, or a NaN or infinite entry.
+    """
+    array = np.atleast_1d(finite_array(w, "w"))
+    magnitude = np.abs(np.moveaxis(array, axis, -1))
+    if magnitude.shape[-1] == 0:
+        raise ValueError(f"w has no entries along axis {axis} (shape {array.shape}). Pass at least one.")
     largest = magnitude.max(axis=-1, initial=0.0)
     # frexp: largest = f·2^e with f in [½, 1). Dividing by 2^e is exact.
     exponent = np.frexp(largest)[1].astype(np.int64)
-    scaled = np.ldexp(magnitude, -exponent[..., None])
-    tiny = (magnitude > 0) & (scaled < _SAFE)
-    sums: dict[float, Array] = {}
-    for q in orders:
-        if q == 1.0:
-            powers = scaled
-        elif q == 2.0:
-            powers = scaled * scaled
-        elif q == 0.5:
-            powers = np.sqrt(scaled)
-        else:
-            powers = scaled**q
-        if tiny.any():
-            logs = np.log(magnitude[tiny]) - np.broadcast_to(exponent[..., None], tiny.shape)[tiny] * _LOG2
-            powers = np.array(powers)
-            powers[tiny] = np.exp(q * logs)
-        sums[q] = powers.sum(axis=-1)
-    return PowerSums(
-        size=np.full(largest.shape, array.shape[-1], dtype=np.int64),
-        nonzeros=np.count_nonzero(magnitude, axis=-1).astype(np.int64, copy=False)
-        if array.ndim > 1
-        else np.asarray(np.count_nonzero(magnitude), dtype=np.int64),
-        largest=largest,
-        exponent=exponent,
-        sums=sums,
-    )
+    return ScaledMagnitudes(magnitude, largest, exponent, np.ldexp(magnitude, -exponent[..., None]))

@@ -34,7 +34,7 @@ def unit_error_observed(removed: npt.ArrayLike, inputs: npt.ArrayLike) -> float:
     Reference: by definition.
     """
     v = finite_array(removed, "removed", ndim=1)
-    X = _samples(inputs)
+    X = sample_matrix(inputs)
     if X.shape[1] != v.size:
         raise ValueError(f"inputs has {X.shape[1]} columns but removed has {v.size} entries.")
     return float(lq_quasinorm(X @ v, 2.0) / np.sqrt(len(X)))
@@ -61,7 +61,9 @@ def unit_error_l1(removed: npt.ArrayLike, scale: float) -> float:
     Reference: triangle inequality; the linear-unit theorem of Yang et al. 2022 as reconstructed, case (a).
     """
     v = finite_array(removed, "removed", ndim=1)
-    return _times(_scale(scale), float(outward(np.abs(v).sum(), norm_error(v.size, 1.0))) if v.any() else 0.0)
+    return product_up(
+        nonnegative(scale, "scale"), float(outward(np.abs(v).sum(), norm_error(v.size, 1.0))) if v.any() else 0.0
+    )
 
 
 def unit_error_lq(w: npt.ArrayLike, retained: int, *, q: float, scale: float) -> float:
@@ -89,7 +91,7 @@ def unit_error_lq(w: npt.ArrayLike, retained: int, *, q: float, scale: float) ->
     Reference: the linear-unit theorem of Yang et al. 2022 (arXiv 2206.05604) as reconstructed, case (a); its
     constant ours, by ``stechkin_constant(q, 1)``.
     """
-    return _times(_scale(scale), stechkin_bound(w, retained, q=order_below_one(q), p=1.0))
+    return product_up(nonnegative(scale, "scale"), stechkin_bound(w, retained, q=order_below_one(q), p=1.0))
 
 
 def chain_error(
@@ -123,8 +125,8 @@ def chain_error(
     bounds: list[float] = []
     error = 0.0
     for delta, gain, rho in zip(local_errors, gains, lipschitz, strict=True):
-        change = _times(_scale(gain, "gains"), error) + _scale(delta, "local_errors")
-        error = _times(_scale(rho, "lipschitz"), change)
+        change = product_up(nonnegative(gain, "gains"), error) + nonnegative(delta, "local_errors")
+        error = product_up(nonnegative(rho, "lipschitz"), change)
         bounds.append(error)
     return bounds
 
@@ -159,7 +161,7 @@ def unit_errors(local_errors: npt.ArrayLike, weights: npt.ArrayLike, errors: npt
         raise ValueError(f"weights has shape {W.shape}, expected {(delta.size, e.size)}.")
     if delta.min(initial=0.0) < 0 or e.min(initial=0.0) < 0:
         raise ValueError("local_errors and errors must not be negative. They are bounds of root mean squares.")
-    rho = _scale(lipschitz, "lipschitz")
+    rho = nonnegative(lipschitz, "lipschitz")
     is_reached = (delta > 0) | ((W != 0) @ (e > 0))
     # Rounded up before ρ multiplies it, since each of the products may underflow.
     change = outward(delta + np.abs(W) @ e, norm_error(e.size + 1, 1.0), underflows=e.size + 1)
@@ -182,24 +184,26 @@ def column_scale(inputs: npt.ArrayLike) -> Array:
 
     Reference: by definition.
     """
-    X = _samples(inputs)
+    X = sample_matrix(inputs)
     norms = lq_quasinorm(X, 2.0, axis=0)
     return np.where(norms > 0, outward(norms / np.sqrt(len(X)), norm_error(len(X), 2.0), underflows=2), 0.0)
 
 
-def _samples(inputs: npt.ArrayLike) -> Array:
+def sample_matrix(inputs: npt.ArrayLike) -> Array:
+    """Return ``inputs`` as a matrix of at least one sample; refuse anything else by name."""
     X = finite_array(inputs, "inputs", ndim=2)
     if len(X) == 0:
         raise ValueError(f"inputs has no samples (shape {X.shape}). Pass at least one row.")
     return X
 
 
-def _times(a: float, b: float) -> float:
+def product_up(a: float, b: float) -> float:
     """Return the product of two bounds, one of them possibly a sum of two, rounded up; 0 only if one of them is."""
     return float(outward(a * b, product_error(2))) if a and b else 0.0
 
 
-def _scale(value: npt.ArrayLike, name: str = "scale") -> float:
+def nonnegative(value: object, name: str) -> float:
+    """Return ``value`` as a float if 0 ≤ value < ∞; refuse anything else by name."""
     number = real_number(value, name)
     if not 0 <= number < np.inf:
         raise ValueError(f"{name}={number:g} is negative or infinite. Pass a finite value >= 0.")

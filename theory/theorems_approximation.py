@@ -14,10 +14,14 @@ from ellq.theory.approximation import (
     retained_necessary,
     retained_sufficient,
     stechkin_bound,
+    stechkin_bound_finite,
+    stechkin_bound_weak,
+    stechkin_bound_weak_finite,
 )
 from ellq.theory.arguments import Array
 from ellq.theory.notation import (
     N,
+    Quantity,
     best_error,
     eta,
     finite_weights,
@@ -35,13 +39,18 @@ from ellq.theory.notation import (
 )
 from ellq.theory.power_sums import power_sums
 from ellq.theory.rounding import log_error, tail_error
-from ellq.theory.statements import Case, Statement, register
+from ellq.theory.statements import Assumption, Case, Statement, register
 
 
 def _draw_best_term(rng: np.random.Generator) -> Case:
     w = families.vector(rng)
     q, p = families.orders(rng)
     return {"w": w, "retained": int(rng.integers(1, w.size + 1)), "q": q, "p": p}
+
+
+def _draw_best_term_of_any_count(rng: np.random.Generator) -> Case:
+    case = {**_draw_best_term(rng)}
+    return case | {"retained": int(rng.integers(0, np.size(case["w"]) + 1))}
 
 
 def _draw_retained(rng: np.random.Generator) -> Case:
@@ -73,6 +82,74 @@ STECHKIN = register(
         relative_error=lambda w, retained, q, p: tail_error(np.size(w), p),
         formula=_stechkin_formula,
         draw=_draw_best_term,
+    )
+)
+
+
+_keeps_any = Assumption(
+    "0 ≤ k ≤ d", "between 0 and d entries are kept.", lambda case: 0 <= case["retained"] <= np.size(case["w"])
+)
+_norm_weak = Quantity("‖w‖_{q,∞}", r"\|w\|_{q,\infty}")
+
+
+def _finite_formula() -> sympy.Basic:
+    constant = Quantity("max (m − k)^(1/p) m^(−1/q)", r"\max_{k<m\leq n}(m-k)^{1/p}m^{-1/q}")
+    return sympy.Le(best_error, constant * norm_q)
+
+
+STECHKIN_FINITE = register(
+    Statement(
+        id="stechkin-finite",
+        title="Best k-term error from the ℓq quasi-norm, the least constant for the number of non-zeros",
+        reference="ours, sharper than 'stechkin' for every k and n",
+        status="ours",
+        assumptions=(finite_weights, orders_rise_to_p, _keeps_any),
+        observed=lambda w, retained, q, p: best_term_error(w, retained, p=p),
+        bound=lambda w, retained, q, p: stechkin_bound_finite(w, retained, q=q, p=p),
+        relative_error=lambda w, retained, q, p: tail_error(np.size(w), p),
+        formula=_finite_formula,
+        draw=_draw_best_term_of_any_count,
+    )
+)
+
+
+def _weak_formula() -> sympy.Basic:
+    return sympy.Le(best_error, (q / (p - q)) ** (1 / p) * k ** (1 / p - 1 / q) * _norm_weak)
+
+
+STECHKIN_WEAK = register(
+    Statement(
+        id="stechkin-weak",
+        title="Best k-term error from the weak ℓq quasi-norm",
+        reference="Foucart & Rauhut 2013, Proposition 2.11",
+        status="classical",
+        assumptions=(finite_weights, orders_rise_to_p, keeps_some),
+        observed=lambda w, retained, q, p: best_term_error(w, retained, p=p),
+        bound=lambda w, retained, q, p: stechkin_bound_weak(w, retained, q=q, p=p),
+        relative_error=lambda w, retained, q, p: tail_error(np.size(w), p),
+        formula=_weak_formula,
+        draw=_draw_best_term,
+    )
+)
+
+
+def _weak_finite_formula() -> sympy.Basic:
+    i, n = sympy.symbols("i n", integer=True, positive=True)
+    return sympy.Le(best_error, sympy.Sum(i ** (-p / q), (i, k + 1, n)) ** (1 / p) * _norm_weak)
+
+
+STECHKIN_WEAK_FINITE = register(
+    Statement(
+        id="stechkin-weak-finite",
+        title="Best k-term error from the weak ℓq quasi-norm, the least constant for the number of non-zeros",
+        reference="ours, sharper than 'stechkin-weak' for every k and n",
+        status="ours",
+        assumptions=(finite_weights, orders_rise_to_p, _keeps_any),
+        observed=lambda w, retained, q, p: best_term_error(w, retained, p=p),
+        bound=lambda w, retained, q, p: stechkin_bound_weak_finite(w, retained, q=q, p=p),
+        relative_error=lambda w, retained, q, p: tail_error(np.size(w), p),
+        formula=_weak_finite_formula,
+        draw=_draw_best_term_of_any_count,
     )
 )
 

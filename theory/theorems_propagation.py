@@ -30,6 +30,9 @@ from ellq.theory.propagation import (
 from ellq.theory.rounding import norm_error
 from ellq.theory.statements import Assumption, Case, Statement, register
 
+Layers = list[tuple[Array, Array]]
+"""(W, b) of each layer of a chain."""
+
 
 def _draw_linear_unit(rng: np.random.Generator) -> Case:
     w = families.vector(rng, largest=100, tame=True)
@@ -42,17 +45,25 @@ def _draw_linear_unit(rng: np.random.Generator) -> Case:
     }
 
 
-def _draw_chain(rng: np.random.Generator) -> Case:
+def draw_layers(rng: np.random.Generator) -> Layers:
+    """Draw a chain of one to three layers."""
     widths = [families.size(rng, 20) for _ in range(int(rng.integers(2, 5)))]
     layers = []
     for before, after in pairwise(widths):
         rows = [families.VECTORS[families.TAME[rng.integers(len(families.TAME))]](rng, before) for _ in range(after)]
         layers.append((np.stack(rows), rng.standard_normal(after) * rng.integers(0, 2)))
-    inputs = families.features(rng, widths[0], samples=families.size(rng, 30))
-    return {"layers": layers, "retained": int(rng.integers(1, max(widths) + 1)), "inputs": inputs}
+    return layers
 
 
-def _removed(w: Array, retained: int) -> Array:
+def _draw_chain(rng: np.random.Generator) -> Case:
+    layers = draw_layers(rng)
+    widest = max(max(W.shape) for W, _ in layers)
+    inputs = families.features(rng, layers[0][0].shape[1], samples=families.size(rng, 30))
+    return {"layers": layers, "retained": int(rng.integers(1, widest + 1)), "inputs": inputs}
+
+
+def removed_by_magnitude(w: Array, retained: int) -> Array:
+    """Return w without its ``retained`` largest entries, of ties the first."""
     v = np.array(w, dtype=np.float64)
     v[np.argsort(-np.abs(v), kind="stable")[:retained]] = 0.0
     return v
@@ -70,7 +81,7 @@ LINEAR_UNIT = register(
         reference="Yang et al. 2022 (arXiv 2206.05604), linear-unit theorem as reconstructed, case (a)",
         status="reconstructed",
         assumptions=(finite_weights, quasi_order, keeps_some),
-        observed=lambda w, retained, q, inputs: unit_error_observed(_removed(w, retained), inputs),
+        observed=lambda w, retained, q, inputs: unit_error_observed(removed_by_magnitude(w, retained), inputs),
         bound=lambda w, retained, q, inputs: unit_error_lq(w, retained, q=q, scale=float(column_scale(inputs).max())),
         # |fl(Xv) − Xv| ≤ d·u·|X||v| entrywise, whose L2 norm is at most B‖v‖₁ ≤ bound.
         relative_error=lambda w, retained, q, inputs: (
@@ -82,27 +93,29 @@ LINEAR_UNIT = register(
 )
 
 
-def _prune_rows(W: Array, retained: int) -> Array:
-    return W - np.stack([_removed(row, retained) for row in W])
+def prune_rows(W: Array, retained: int) -> Array:
+    """Return W with the ``retained`` largest entries of each row, zeros elsewhere."""
+    return W - np.stack([removed_by_magnitude(row, retained) for row in W])
 
 
-def _relu_chain(layers: list[tuple[Array, Array]], inputs: Array) -> list[Array]:
+def relu_chain(layers: Layers, inputs: Array) -> list[Array]:
+    """Return the inputs and the features after each layer, ReLU after every one."""
     features = [np.asarray(inputs, dtype=np.float64)]
     for W, b in layers:
         features.append(np.maximum(features[-1] @ W.T + b, 0.0))
     return features
 
 
-def _chain_observed(layers: list[tuple[Array, Array]], retained: int, inputs: Array) -> float:
-    dense = _relu_chain(layers, inputs)[-1]
-    pruned = _relu_chain([(_prune_rows(W, retained), b) for W, b in layers], inputs)[-1]
+def _chain_observed(layers: Layers, retained: int, inputs: Array) -> float:
+    dense = relu_chain(layers, inputs)[-1]
+    pruned = relu_chain([(prune_rows(W, retained), b) for W, b in layers], inputs)[-1]
     return float(lq_quasinorm(dense - pruned, 2.0, axis=0).max() / np.sqrt(len(dense)))
 
 
-def _chain_bound(layers: list[tuple[Array, Array]], retained: int, inputs: Array) -> float:
-    features = _relu_chain(layers, inputs)
+def _chain_bound(layers: Layers, retained: int, inputs: Array) -> float:
+    features = relu_chain(layers, inputs)
     scales = [float(column_scale(f).max()) for f in features[:-1]]
-    kept = [_prune_rows(W, retained) for W, _ in layers]
+    kept = [prune_rows(W, retained) for W, _ in layers]
     local = [
         max(unit_error_l1(v, scale) for v in W - W_kept)
         for (W, _), W_kept, scale in zip(layers, kept, scales, strict=True)
@@ -111,7 +124,8 @@ def _chain_bound(layers: list[tuple[Array, Array]], retained: int, inputs: Array
     return chain_error(local, gains, [1.0] * len(layers))[-1]
 
 
-def _forward_rounding(layers: list[tuple[Array, Array]], inputs: Array, bound: float) -> float:
+def forward_rounding(layers: Layers, inputs: Array, bound: float) -> float:
+    """Bound the rounding of the observed difference of two ReLU chains, relative to a bound of it."""
     # Forward errors do not shrink with the bound: they scale with the activations, so they are put relative to it.
     # Twice: once for the dense net, once for the pruned net and the products of what was removed, whose row sums add
     # up to the dense net's. Both bounds start from the computed dense features, so those are exact by definition.
@@ -123,6 +137,16 @@ def _forward_rounding(layers: list[tuple[Array, Array]], inputs: Array, bound: f
         error = gain * error + norm_error(W.shape[1] + 1, 1.0) * (gain * size + float(np.abs(b).max()))
         size = gain * size + float(np.abs(b).max())
     return 2 * error / bound + norm_error(np.shape(inputs)[0], 2.0)
+
+
+chain_finite = Assumption(
+    "finite",
+    "all weights are finite.",
+    lambda case: all(np.isfinite(W).all() and np.isfinite(b).all() for W, b in case["layers"]),
+)
+keeps_none_or_more = Assumption(
+    "k ≥ 0", "no fewer than 0 entries of each row are kept.", lambda case: case["retained"] >= 0
+)
 
 
 def _multilayer_formula() -> sympy.Basic:
@@ -143,16 +167,12 @@ MULTILAYER = register(
         reference="Yang et al. 2022 (arXiv 2206.05604), multi-layer theorem as reconstructed",
         status="reconstructed",
         assumptions=(
-            Assumption(
-                "finite",
-                "all weights are finite.",
-                lambda case: all(np.isfinite(W).all() and np.isfinite(b).all() for W, b in case["layers"]),
-            ),
-            Assumption("k ≥ 0", "no fewer than 0 entries of each row are kept.", lambda case: case["retained"] >= 0),
+            chain_finite,
+            keeps_none_or_more,
         ),
         observed=_chain_observed,
         bound=_chain_bound,
-        relative_error=lambda layers, retained, inputs: _forward_rounding(
+        relative_error=lambda layers, retained, inputs: forward_rounding(
             layers, inputs, _chain_bound(layers, retained, inputs)
         ),
         formula=_multilayer_formula,
@@ -161,11 +181,11 @@ MULTILAYER = register(
 )
 
 
-def _chain_bound_by_unit(layers: list[tuple[Array, Array]], retained: int, inputs: Array) -> float:
-    features = _relu_chain(layers, inputs)
+def _chain_bound_by_unit(layers: Layers, retained: int, inputs: Array) -> float:
+    features = relu_chain(layers, inputs)
     errors = np.zeros(np.shape(inputs)[1])
     for (W, _), x in zip(layers, features, strict=False):
-        kept = _prune_rows(W, retained)
+        kept = prune_rows(W, retained)
         errors = unit_errors(column_scale(x @ (W - kept).T), kept, errors, 1.0)
     return float(errors.max())
 
@@ -187,7 +207,7 @@ MULTILAYER_UNITS = register(
         assumptions=MULTILAYER.assumptions,
         observed=_chain_observed,
         bound=_chain_bound_by_unit,
-        relative_error=lambda layers, retained, inputs: _forward_rounding(
+        relative_error=lambda layers, retained, inputs: forward_rounding(
             layers, inputs, _chain_bound_by_unit(layers, retained, inputs)
         ),
         formula=_multilayer_units_formula,

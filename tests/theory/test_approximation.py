@@ -17,6 +17,18 @@ from ellq.theory import (
     stechkin_bound,
     stechkin_constant,
 )
+from ellq.theory.approximation import (
+    extremal_vector,
+    extremal_vector_weak,
+    stechkin_bound_finite,
+    stechkin_bound_weak,
+    stechkin_bound_weak_finite,
+    stechkin_constant_finite,
+    tightest_bounds,
+    tightest_bounds_from_norms,
+    tightest_order,
+)
+from ellq.theory.histogram import MagnitudeHistogram
 from ellq.theory.rounding import norm_error, tail_error
 from strategies import MODERATE, quasi_orders, rising_orders, vectors
 
@@ -178,6 +190,280 @@ def test_stechkin_bound_edges():
 def test_stechkin_bound_refuses_bad_input(w, k, q, p):
     with pytest.raises((TypeError, ValueError)):
         stechkin_bound(w, k, q=q, p=p)
+
+
+# --- the least constant for each k and d ----------------------------------------------------------------------------
+
+
+@oracles.precise
+def finite_constant(q, p, k, d):
+    """The maximum over every m, by trying all."""
+    return max((mpf(m - k) ** (1 / mpf(p)) * mpf(m) ** (-1 / mpf(q)) for m in range(k + 1, d + 1)), default=mpf(0))
+
+
+@settings(max_examples=300, deadline=None)
+@given(orders=rising_orders(), d=st.integers(1, 60), data=st.data())
+def test_finite_constant_is_the_maximum_over_every_count(orders, d, data):
+    k = data.draw(st.integers(0, d))
+    exact = finite_constant(*orders, k, d)
+    assert stechkin_constant_finite(*orders, k, d) == pytest.approx(float(exact), rel=1e-11, abs=1e-300)
+
+
+@SOME
+@given(orders=rising_orders(low=0.1), d=st.integers(1, 10**6), data=st.data())
+def test_finite_constant_is_below_the_one_for_every_size_and_rises_to_it(orders, d, data):
+    k = data.draw(st.integers(0, d))
+    q, p = orders
+    constant = stechkin_constant_finite(q, p, k, d)
+    assert 0 <= constant <= 1
+    assert constant <= stechkin_constant_finite(q, p, k, d + 1) * (1 + 1e-12)
+    assert stechkin_constant_finite(q, p, min(k + 1, d), d) <= constant * (1 + 1e-12)
+    if k:
+        assert constant <= stechkin_constant(q, p) * k ** (1 / p - 1 / q) * (1 + 1e-10)
+
+
+def test_finite_constants_derived_by_hand():
+    assert stechkin_constant_finite(1.0, 2.0, 0, 9) == 1
+    assert stechkin_constant_finite(1.0, 2.0, 9, 9) == 0
+    assert stechkin_constant_finite(1.0, 2.0, 8, 9) == pytest.approx(1 / 9)  # only m = 9 is left
+    assert stechkin_constant_finite(1.0, 2.0, 4, 9) == pytest.approx(0.5 / 4**0.5)  # the turn m = 8 is whole
+    assert stechkin_constant_finite(1.0, 1.0 + 1e-15, 5, 9) == pytest.approx(4 / 9)  # the turn is far beyond d
+    assert stechkin_constant_finite(1e-6, 2.0, 1, 9) == 0  # below float64
+
+
+@settings(max_examples=300, deadline=None)
+@given(w=vectors(), orders=rising_orders(), data=st.data())
+def test_finite_bound_is_the_exact_one_rounded_up_and_never_below_the_error(w, orders, data):
+    (q, p), k = orders, data.draw(st.integers(0, w.size))
+    exact = finite_constant(q, p, k, np.count_nonzero(w)) * oracles.quasinorm(w, q) if w.any() else mpf(0)
+    assume(exact < 1e307)
+    bound = mpf(stechkin_bound_finite(w, k, q=q, p=p))
+    assert oracles.best_term_error(w, k, p) <= bound
+    assert exact <= bound <= exact * (1 + 1e-10 + 100 * norm_error(w.size, q)) + mpf(2) ** -1070
+
+
+@settings(max_examples=300, deadline=None)
+@given(orders=rising_orders(low=0.2), d=st.integers(1, 40), seed=st.integers(0, 2**32 - 1), data=st.data())
+def test_no_vector_beats_the_extremal_one(orders, d, seed, data):
+    q, p = orders
+    k = data.draw(st.integers(0, d - 1))
+    best = extremal_vector(k, d, q=q, p=p)
+    constant = finite_constant(q, p, k, d)
+    attained = oracles.best_term_error(best, k, p) / oracles.quasinorm(best, q)
+    assert attained == pytest.approx(constant, rel=1e-12)
+    assert stechkin_bound_finite(best, k, q=q, p=p) == pytest.approx(best_term_error(best, k, p=p), rel=1e-9)
+    # Neighbours of the extreme point, and vectors far from it.
+    rng = np.random.default_rng(seed)
+    for other in (best * np.exp(1e-2 * rng.normal(size=d)), best + 1e-3 * rng.random(d), rng.exponential(size=d) ** 3):
+        assert oracles.best_term_error(other, k, p) <= constant * oracles.quasinorm(other, q) * (1 + 1e-12)
+
+
+@SOME
+@given(w=vectors(families=MODERATE, nonzero=True), orders=rising_orders(low=0.2), seed=st.integers(0, 2**32 - 1))
+def test_finite_bound_scales_and_ignores_order_signs_and_appended_zeros(w, orders, seed):
+    q, p = orders
+    rng = np.random.default_rng(seed)
+    k = int(rng.integers(0, w.size + 1))
+    changed = np.ldexp(rng.permutation(np.append(w, np.zeros(5))) * rng.choice([-1, 1], w.size + 5), 40)
+    bound = stechkin_bound_finite(w, k, q=q, p=p)
+    assert stechkin_bound_finite(changed, k, q=q, p=p) == pytest.approx(np.ldexp(bound, 40), rel=1e-9)
+    if k:
+        assert bound <= stechkin_bound(w, k, q=q, p=p) * (1 + 1e-9)
+
+
+def test_finite_bound_edges():
+    assert stechkin_bound_finite(np.zeros(3), 0, q=0.5) == 0
+    assert stechkin_bound_finite([3.0, 0.0, 0.0], 1, q=0.5) == 0
+    assert stechkin_bound_finite([5e-324], 0, q=0.5) >= 5e-324
+    assert 1e300 <= stechkin_bound_finite([1e300], 0, q=0.5) < 1e300 * (1 + 1e-9)
+    assert stechkin_bound_finite(np.ones(2000), 1999, q=0.005) >= 1
+    with pytest.raises(OverflowError, match="bound exceeds float64"):
+        stechkin_bound_finite(np.ones(2000), 1, q=0.005)
+
+
+# --- the best of several orders -------------------------------------------------------------------------------------
+
+ORDERS = (0.1, 0.3, 0.5, 0.8, 1.0, 1.3, 1.6, 1.9)
+
+
+@SOME
+@given(w=vectors(), data=st.data())
+def test_tightest_bounds_are_the_least_of_the_bounds_of_each_order(w, data):
+    orders = data.draw(st.lists(st.sampled_from(ORDERS), min_size=1, max_size=5))
+    counts = np.arange(w.size + 1)
+    best, bounds = tightest_bounds(w, counts, orders)
+    assert best.shape == bounds.shape == counts.shape
+    for k in counts.tolist():
+        each = {q: tightest_bounds(w, [k], [q])[1][0] for q in orders}
+        assert bounds[k] == min(each.values()) == each[best[k]]
+        assert oracles.best_term_error(w, k, 2.0) <= mpf(float(bounds[k]))
+        if np.isfinite(bounds[k]):
+            assert tightest_order(w, k, orders) == (best[k], bounds[k])
+            assert stechkin_bound_finite(w, k, q=best[k]) == bounds[k]
+
+
+@SOME
+@given(w=vectors(), p=st.floats(1.95, 6))
+def test_norms_alone_give_the_same_bounds_within_their_rounding(w, p):
+    histogram = MagnitudeHistogram.of(w)
+    logs = [histogram.log_quasinorm(q).high for q in ORDERS]
+    size = max(histogram.nonzeros, 1)
+    _, bounds = tightest_bounds_from_norms(logs, size, range(size + 1), ORDERS, p)
+    for k in range(size + 1):
+        assert oracles.best_term_error(w, k, p) <= mpf(float(bounds[k]))
+    direct = tightest_bounds(w, range(size + 1), ORDERS, p)[1]
+    if np.abs(w).max() < 1e-300 or np.isinf(direct).any():
+        return  # a histogram tells such apart only coarsely
+    np.testing.assert_array_less(bounds, direct * 1.05 + 1e-300)
+
+
+def test_best_order_of_gaussian_entries_is_above_one_when_few_are_kept():
+    w = np.random.default_rng(0).normal(size=1000)
+    orders = np.arange(0.1, 2.0, 0.1).tolist()
+    best, bounds = tightest_bounds(w, [50, 200, 800], orders)
+    assert best[0] > 1
+    assert best[1] > 1
+    assert best[2] < 1
+    assert (bounds[:2] < 1.5 * best_term_errors(w)[[50, 200]]).all()
+
+
+def test_tightest_bounds_edges():
+    best, bounds = tightest_bounds(np.zeros(3), [0, 1, 3], [0.5, 1.0])
+    assert bounds.tolist() == [0, 0, 0]
+    assert best.tolist() == [0.5] * 3
+    assert tightest_bounds([1.0], [], [0.5])[1].shape == (0,)
+    assert np.isposinf(tightest_bounds(np.ones(2000), [1], [0.005])[1]).all()
+    assert tightest_order(np.ones(2000), 1, [0.005, 1.0])[0] == 1.0
+    with pytest.raises(OverflowError, match="bound exceeds float64"):
+        tightest_order(np.ones(2000), 1, [0.005])
+    assert tightest_bounds_from_norms([-np.inf], 1, [0, 1], [0.5])[1].tolist() == [0, 0]
+    huge = tightest_bounds_from_norms([2 * math.log(1e15), math.log(1e15)], 10**15, [10**9], [0.5, 1.0])
+    assert huge[0].tolist() == [1.0]
+
+
+@pytest.mark.parametrize(
+    ("counts", "orders", "p", "message"),
+    [
+        ([4], [0.5], 2.0, "retained holds 4"),
+        ([-1], [0.5], 2.0, "retained holds -1"),
+        ([1.0], [0.5], 2.0, "whole numbers"),
+        ([True], [0.5], 2.0, "whole numbers"),
+        ([[1]], [0.5], 2.0, "dimensions"),
+        ([1], [], 2.0, "orders is empty"),
+        ([1], [0.5, 2.0], 2.0, "not below"),
+        ([1], [0.0], 2.0, "order"),
+        ([1], [0.5], np.inf, "order"),
+        ([1], [None], 2.0, "real number"),
+    ],
+)
+def test_tightest_bounds_refuse_bad_input(counts, orders, p, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        tightest_bounds([1.0, 2.0, 3.0], counts, orders, p)
+
+
+@pytest.mark.parametrize(("logs", "size"), [([0.0], 3), ([np.nan, 0.0], 3), ([np.inf, 0.0], 3), ([0.0, 0.0], 0)])
+def test_tightest_bounds_from_norms_refuse_bad_input(logs, size):
+    with pytest.raises((TypeError, ValueError)):
+        tightest_bounds_from_norms(logs, size, [0], [0.5, 1.0])
+
+
+# --- the weak quasi-norm --------------------------------------------------------------------------------------------
+
+
+@oracles.precise
+def weak_quasinorm(w, q):
+    falling = sorted((mpf(abs(float(x))) for x in w), reverse=True)
+    return max(x * mpf(i) ** (1 / mpf(q)) for i, x in enumerate(falling, 1))
+
+
+@oracles.precise
+def weak_bound(w, k, q, p):
+    q, p = mpf(q), mpf(p)
+    return (q / (p - q)) ** (1 / p) * mpf(k) ** (1 / p - 1 / q) * weak_quasinorm(w, q)
+
+
+@oracles.precise
+def weak_finite_bound(w, k, q, p):
+    q, p = mpf(q), mpf(p)
+    return oracles.mp.fsum(mpf(i) ** (-p / q) for i in range(k + 1, np.count_nonzero(w) + 1)) ** (
+        1 / p
+    ) * weak_quasinorm(w, q)
+
+
+@settings(max_examples=200, deadline=None)
+@given(w=vectors(), orders=rising_orders(), data=st.data())
+def test_weak_bounds_are_the_exact_ones_rounded_up_and_never_below_the_error(w, orders, data):
+    (q, p), k = orders, data.draw(st.integers(0, w.size))
+    error, loose = oracles.best_term_error(w, k, p), 1 + mpf(10) ** -9 + 100 * norm_error(w.size, q)
+    exact = weak_finite_bound(w, k, q, p)
+    assume(exact < 1e307)
+    bound = mpf(stechkin_bound_weak_finite(w, k, q=q, p=p))
+    assert error <= bound
+    assert exact <= bound <= exact * loose + mpf(2) ** -1070
+    assume(k > 0 and weak_bound(w, k, q, p) < 1e307)
+    exact, bound = weak_bound(w, k, q, p), mpf(stechkin_bound_weak(w, k, q=q, p=p))
+    assert error <= bound
+    assert exact <= bound <= exact * loose + mpf(2) ** -1070
+    assert weak_finite_bound(w, k, q, p) <= exact
+
+
+@SOME
+@given(q=st.floats(0.2, 2), p=st.floats(2.1, 6), d=st.integers(1, 50), data=st.data())
+def test_weak_finite_bound_is_met_by_the_power_law_for_every_count(q, p, d, data):
+    w, k = extremal_vector_weak(d, q=q), data.draw(st.integers(0, d))
+    assert weak_quasinorm(w, q) == pytest.approx(1.0)
+    bound = stechkin_bound_weak_finite(w, k, q=q, p=p)
+    assert bound == pytest.approx(best_term_error(w, k, p=p), rel=1e-9)
+
+
+def test_weak_bound_is_approached_by_a_long_power_law():
+    w = extremal_vector_weak(100_000, q=0.5)
+    bound = stechkin_bound_weak(w, 1000, q=0.5, p=2.0)
+    assert 0.999 * bound < best_term_error(w, 1000) < bound
+
+
+@SOME
+@given(w=vectors(families=MODERATE, nonzero=True), orders=rising_orders(low=0.2), seed=st.integers(0, 2**32 - 1))
+def test_weak_bounds_scale_and_ignore_order_signs_and_appended_zeros(w, orders, seed):
+    q, p = orders
+    rng = np.random.default_rng(seed)
+    k = int(rng.integers(1, w.size + 1))
+    changed = np.ldexp(rng.permutation(np.append(w, np.zeros(5))) * rng.choice([-1, 1], w.size + 5), 40)
+    for weak in (stechkin_bound_weak, stechkin_bound_weak_finite):
+        assert weak(changed, k, q=q, p=p) == pytest.approx(np.ldexp(weak(w, k, q=q, p=p), 40), rel=1e-9)
+
+
+def test_weak_bound_edges():
+    for weak in (stechkin_bound_weak, stechkin_bound_weak_finite):
+        assert weak(np.zeros(3), 1, q=0.5) == 0
+        assert weak([5e-324, 5e-324], 1, q=0.5) >= 5e-324
+        assert weak([1e300, 1e-300], 1, q=0.5) >= 1e-300
+        # The weak quasi-norm alone exceeds float64, the bound does not.
+        assert weak(np.ones(2000), 1999, q=0.005) >= 1
+        with pytest.raises(OverflowError, match="bound exceeds float64"):
+            weak(np.ones(2000), 1, q=0.005)
+    assert stechkin_bound_weak_finite([3.0, 4.0], 2, q=0.5) == 0
+    assert extremal_vector_weak(3, q=1e-3).tolist() == [1.0, 2.0**-1000, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("k", "q", "p"), [(-1, 0.5, 2.0), (3, 0.5, 2.0), (1.0, 0.5, 2.0), (1, 2.0, 2.0), (1, 0.0, 2.0), (1, "1", 2.0)]
+)
+@pytest.mark.parametrize("bound", [stechkin_bound_finite, stechkin_bound_weak, stechkin_bound_weak_finite])
+def test_other_stechkin_bounds_refuse_bad_input(bound, k, q, p):
+    with pytest.raises((TypeError, ValueError)):
+        bound([1.0, 2.0], k, q=q, p=p)
+    for w in ([np.nan], [[1.0]], ["a"], []):
+        with pytest.raises((TypeError, ValueError)):
+            bound(w, 1, q=0.5)
+
+
+@pytest.mark.parametrize(("k", "d"), [(3, 3), (-1, 3), (0, 0), (0.0, 3), (0, None)])
+def test_extremal_vectors_refuse_bad_counts(k, d):
+    with pytest.raises((TypeError, ValueError)):
+        extremal_vector(k, d, q=0.5)
+    with pytest.raises((TypeError, ValueError)):
+        stechkin_constant_finite(0.5, 2.0, -1 if k == 3 else k, d)
 
 
 # --- how many must be retained --------------------------------------------------------------------------------------

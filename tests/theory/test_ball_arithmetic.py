@@ -9,6 +9,12 @@ from ellq.theory import registry, statement
 from ellq.theory.approximation import retained_sufficient
 
 CASES = 200
+ROOM = {
+    "linear-unit-gram": 1e-3,  # second moments lose half the digits
+    "linear-unit-uncorrelated": 1e-3,
+    "unit-ball": 1e-2,  # dual orders above 500 are measured at 500
+}
+LOSSY = ("linear-unit-gram", "linear-unit-uncorrelated")
 
 
 def _cases(id):
@@ -31,20 +37,31 @@ def _cases(id):
 def test_rounding_is_covered(id):
     for case, verdict in _cases(id):
         observed, bound = balls.SIDES[id](**case)
-        assert not observed > bound, case  # the statement itself, without any rounding
-        assert not arb(verdict.bound) < bound, (case, verdict, bound)
-        assert not arb(verdict.observed) - arb(verdict.allowance) > observed, (case, verdict, observed)
-        # And the other way: what is observed is not rounded away, nor is the bound blown up.
-        assert not arb(verdict.bound) > bound * (1 + arb(1e-6)) + arb(1e-300), (case, verdict, bound)
+        if observed is not None:
+            assert not observed > (arb(verdict.bound) if bound is None else bound), case  # without any rounding
+            assert not arb(verdict.observed) - arb(verdict.allowance) > observed, (case, verdict, observed)
+        if bound is not None:
+            assert not arb(verdict.bound) < bound, (case, verdict, bound)
+            # And the other way: the bound is not blown up.
+            room = ROOM.get(id, 1e-6)
+            size = bound if id not in LOSSY else bound + _size(case)
+            assert not arb(verdict.bound) > bound + size * arb(room) + arb(1e-300), (case, verdict, bound)
 
 
-@pytest.mark.parametrize("id", list(balls.SIDES))
+def _size(case):
+    """The error if nothing cancelled, which is what rounding is relative to."""
+    v, inputs = case.get("removed", case.get("w")), case["inputs"]
+    return balls.precisely(lambda: arb(float(np.sum(np.abs(v) * np.sqrt(np.mean(inputs**2, axis=0))))))()
+
+
+@pytest.mark.parametrize("id", [id for id in balls.SIDES if id not in {"multilayer-box", "retained-necessary", *ROOM}])
 def test_a_bound_rounded_down_would_be_seen(id):
-    low = 0
+    low, positive = 0, 0
     for case, verdict in _cases(id):
         _, bound = balls.SIDES[id](**case)
+        positive += verdict.bound > 1e-300
         low += bool(arb(verdict.bound * (1 - 1e-6)) < bound)
-    assert low > CASES / 3
+    assert low > 0.8 * positive > 0
 
 
 def test_a_sufficient_count_is_never_rounded_down_and_suffices_exactly():
@@ -65,6 +82,5 @@ def _sufficient(w, tol, p, q):
     return enough, balls.best_term_error(w, kept, q) / balls.quasinorm(w, q)
 
 
-def test_every_statement_on_vectors_is_judged():
-    unjudged = set(registry()) - set(balls.SIDES) - {"retained-sufficient", "risk-empirical"}
-    assert not unjudged
+def test_every_statement_is_judged():
+    assert set(registry()) == {*balls.SIDES, "retained-sufficient"}

@@ -6,10 +6,15 @@ import sympy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import cases_allocation
 import cases_approximation
 import cases_measures
 import cases_propagation
+import cases_reweighting
+import cases_second_moments
 import cases_skeletons
+import cases_subgaussian
+import cases_worst_case
 from ellq.theory import (
     best_term_error,
     effective_count,
@@ -21,7 +26,17 @@ from ellq.theory import (
 )
 from ellq.theory.statements import Statement, Verdict, register
 
-SUBJECTS = (cases_approximation, cases_measures, cases_propagation, cases_skeletons)
+SUBJECTS = (
+    cases_allocation,
+    cases_approximation,
+    cases_measures,
+    cases_propagation,
+    cases_reweighting,
+    cases_second_moments,
+    cases_skeletons,
+    cases_subgaussian,
+    cases_worst_case,
+)
 CASES, RANDOM, EXTREMAL = (
     {id: case for subject in SUBJECTS for id, case in getattr(subject, kind).items()}
     for kind in ("CASES", "RANDOM", "EXTREMAL")
@@ -170,7 +185,7 @@ def test_statement_names_its_source_and_assumptions(id):
 def test_ids_are_unique():
     entries = list(registry().values())
     assert len({entry.id for entry in entries}) == len(entries)
-    with pytest.raises(ValueError, match="'stechkin' is taken"):
+    with pytest.raises(ValueError, match=f"'{entries[0].id}' is taken"):
         register(entries[0])
 
 

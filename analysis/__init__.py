@@ -5,8 +5,11 @@ from ellq.analysis.calibration import Calibration as Calibration
 from ellq.analysis.calibration import as_batches as as_batches
 from ellq.analysis.calibration import inputs_of as inputs_of
 from ellq.analysis.checkpoints import read_checkpoint as read_checkpoint
+from ellq.analysis.compare import Comparison as Comparison
+from ellq.analysis.compare import compare as compare
 from ellq.analysis.cost import Cost as Cost
 from ellq.analysis.cost import cost as cost
+from ellq.analysis.curves_plot import draw_curves as draw_curves
 from ellq.analysis.datasets import Dataset as Dataset
 from ellq.analysis.datasets import partition as partition
 from ellq.analysis.datasets import refuse_overlap as refuse_overlap
@@ -16,6 +19,9 @@ from ellq.analysis.evaluate import predict as predict
 from ellq.analysis.files import new_folder as new_folder
 from ellq.analysis.files import write_bytes as write_bytes
 from ellq.analysis.files import write_text as write_text
+from ellq.analysis.histogram import HistogramProfile as HistogramProfile
+from ellq.analysis.histogram import error_curves as error_curves
+from ellq.analysis.histogram import histogram_profile as histogram_profile
 from ellq.analysis.nets import PRETRAINED_MEAN as PRETRAINED_MEAN
 from ellq.analysis.nets import PRETRAINED_STD as PRETRAINED_STD
 from ellq.analysis.nets import cifar_resnet as cifar_resnet
@@ -30,6 +36,8 @@ from ellq.analysis.style import INK as INK
 from ellq.analysis.style import PALETTE as PALETTE
 from ellq.analysis.style import new_figure as new_figure
 from ellq.analysis.style import shared_look as shared_look
+from ellq.analysis.trajectory import Trajectory as Trajectory
+from ellq.analysis.trajectory import trajectory as trajectory
 from ellq.analysis.unit_rows import from_unit_rows as from_unit_rows
 from ellq.analysis.unit_rows import to_unit_rows as to_unit_rows
 from ellq.analysis.unit_rows import transposed_groups as transposed_groups

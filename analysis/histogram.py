@@ -13,18 +13,20 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from rich import box
 from rich.table import Table
-from rich.text import Text
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 from torch import nn
 
 from ellq.analysis.checkpoints import LazyTensors, StoredTensor, read_checkpoint, stored_tensors
+from ellq.analysis.curves import ORDERS, POINTS, curve_arguments, curve_table
 from ellq.analysis.files import write_bytes, write_text
+from ellq.analysis.grids import tolerance_grid
 from ellq.analysis.profile import LayerShape
 from ellq.analysis.progress import track
+from ellq.analysis.retained import narrow_histogram, retained_enclosed
+from ellq.analysis.tables import MODEL, ResultTable, plain_rows, remarks_on_weights
 from ellq.analysis.weights import weight_matrices
 from ellq.theory.arguments import count, order_below_one
 from ellq.theory.histogram import Enclosure, MagnitudeHistogram, Part
@@ -33,7 +35,6 @@ from ellq.theory.workers import in_threads
 _FORMAT, _VERSION = "ellq-histogram", 1
 _STRETCH = 2**24  # bytes that one thread maps and counts at a time, and the progress bar moves by
 _MEASURES = ("max_abs", "quasinorm", "sparsity_index", "pq_index", "effective_count")
-_REMARKS = 8
 
 
 def histogram_profile(
@@ -82,9 +83,40 @@ def histogram_profile(
     layers = []
     for weight in track(weights, "histogram"):
         layers.append(LayerShape(weight.name, weight.shape, weight.note))
-        values = _narrowest(torch.from_numpy(weight.units.copy()))
-        gathered.add(weight.name, MagnitudeHistogram.of(values, f"Weight {weight.name!r}"))
+        gathered.add(weight.name, narrow_histogram(weight.units, f"Weight {weight.name!r}"))
     return gathered.profile(layers, weights.skipped, weights.tied)
+
+
+def error_curves(
+    source: str | os.PathLike[str] | nn.Module | Mapping[str, Any],
+    /,
+    *,
+    orders: Iterable[float] = ORDERS,
+    points: int = POINTS,
+) -> pd.DataFrame:
+    """Return what keeping the k largest weights of every layer and of the model loses, with the tightest ℓq bound.
+
+        σ_k(w)_2 ≤ c(k, n) · ‖w‖_q ≤ c_q · k^(1/2 − 1/q) · ‖w‖_q        the least over the orders q
+
+    with the sharp constant c(k, n) for n non-zero entries, ``ellq.theory.approximation.stechkin_constant_finite``.
+
+    Columns: ``level`` (layer or model), ``layer``, ``fraction`` k/d, ``retained`` k, ``error_low`` and
+    ``error_high`` between which the relative error σ_k/‖w‖_2 lies, ``bound``, which is never below it, and
+    ``order``, the one that gave the bound. One pass over the weights; ``draw_curves`` draws the table.
+
+    Args:
+        source: a checkpoint's path, an ``nn.Module``, or a state dict.
+        orders: orders q to take the tightest bound of, each 0 < q < 2.
+        points: about how many k for each vector, half evenly spread and half close to none and all.
+
+    Raises:
+        TypeError, FileNotFoundError, IsADirectoryError: as ``histogram_profile``; or an order is not a real number.
+        ValueError: as ``histogram_profile``; or no orders, one out of range or given twice, or ``points`` < 2.
+
+    Reference: Foucart & Rauhut 2013, Theorem 2.5, for each order; ours for finitely many entries.
+    """
+    orders, points = curve_arguments(orders, points)
+    return histogram_profile(source).curves(orders, points)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -134,11 +166,9 @@ class HistogramProfile:
             ValueError: an order outside (0, 1).
             OverflowError: a quasi-norm exceeds float64 because its order is very small.
         """
-        every = [("layer", name, histogram) for name, histogram in self.histograms.items()]
-        every.append(("model", "", self.model))
         rows = []
         for q in [order_below_one(q) for q in orders]:
-            for level, name, histogram in every:
+            for level, name, histogram in self._vectors():
                 try:
                     ends = _measures(histogram, q)
                 except OverflowError as error:
@@ -148,6 +178,41 @@ class HistogramProfile:
         columns = ["level", "layer", "q", "size", "nonzeros"]
         columns += [f"{measure}_{end}" for measure in _MEASURES for end in Enclosure._fields]
         return pd.DataFrame(rows, columns=columns)
+
+    def retained(self, tolerances: Iterable[float]) -> pd.DataFrame:
+        """Return how many of its entries every layer, then the model, must keep for a relative Euclidean error.
+
+        Columns: ``level``, ``layer``, ``tol``, ``size``, and ``retained_low`` and ``retained_high``, between which
+        the fewest lies: min{k : σ_k(w)_2 ≤ tol·‖w‖_2}. Keeping ``retained_high`` is certainly enough.
+
+        Args:
+            tolerances: each in (0, 1).
+
+        Raises:
+            TypeError: a tolerance is not a real number.
+            ValueError: a tolerance out of range or given twice.
+        """
+        rows = [
+            (level, name, tol, histogram.size, *retained_enclosed(histogram, tol))
+            for tol in tolerance_grid(tolerances)
+            for level, name, histogram in self._vectors()
+        ]
+        return pd.DataFrame(rows, columns=["level", "layer", "tol", "size", "retained_low", "retained_high"])
+
+    def curves(self, orders: Iterable[float] = ORDERS, points: int = POINTS) -> pd.DataFrame:
+        """Return the error of keeping the k largest entries of every layer and the model, with the tightest bound.
+
+        The columns are those of ``error_curves``.
+
+        Args:
+            orders: orders q to take the tightest bound of, each 0 < q < 2.
+            points: about how many k for each, half evenly spread and half close to none and all.
+
+        Raises:
+            TypeError: an order is not a real number, or ``points`` no whole number.
+            ValueError: no orders; one out of range or given twice; or ``points`` < 2.
+        """
+        return curve_table(self.histograms, self.model, orders=orders, points=points)
 
     def to_csv(self, path: str | os.PathLike[str], orders: Sequence[float] = (0.5,)) -> None:
         """Write ``frame`` as CSV, whole or not at all; a missing value is an empty field.
@@ -167,9 +232,9 @@ class HistogramProfile:
         Raises:
             OSError: the place cannot be written.
         """
-        rows = self.frame(orders).to_dict("records")
-        plain = [{key: None if value != value else value for key, value in row.items()} for row in rows]
-        text = json.dumps(plain, allow_nan=False, ensure_ascii=False)
+        frame = self.frame(orders)
+        rows = [dict(zip(frame, row, strict=True)) for row in plain_rows(frame)]
+        text = json.dumps(rows, allow_nan=False, ensure_ascii=False)
         if path is not None:
             write_text(path, text)
         return text
@@ -263,31 +328,26 @@ class HistogramProfile:
         state = "" if self.is_complete else f", {self.model.size / self.size:.1%} counted"
         return f"HistogramProfile({len(self.layer_shapes)} layers, {self.size} weights{state})"
 
+    def __rich__(self) -> Table:
+        return self._table().rich()
+
     def __str__(self) -> str:
-        return "\n".join(filter(None, (repr(self), self._shown().to_string(), self._remarks())))
+        return self._table().text()
 
     def _repr_html_(self) -> str:
-        remarks = self._remarks().replace("&", "&amp;").replace("<", "&lt;")
-        return f"<p>{self!r}</p>{self._shown().to_html()}<p>{remarks}</p>"
+        return self._table().html()
 
-    def __rich__(self) -> Table:
-        remarks = self._remarks()
-        table = Table(
-            title=Text(repr(self)),
-            title_justify="left",
-            caption=Text(remarks) if remarks else None,
-            caption_justify="left",
-            box=box.SIMPLE_HEAD,
-            padding=(0, 1, 0, 0),
-            pad_edge=False,
-        )
-        rows = self._shown()
-        table.add_column("layer", overflow="fold")
-        for heading in rows.columns:
-            table.add_column(heading, justify="left" if heading == "shape" else "right", no_wrap=True)
-        for place, (name, row) in enumerate(zip(rows.index, rows.itertuples(index=False), strict=True)):
-            table.add_row(Text(str(name).removesuffix(".weight")), *row, end_section=place == len(rows) - 2)
-        return table
+    def _vectors(self) -> list[tuple[str, str, MagnitudeHistogram]]:
+        layers = [("layer", name, histogram) for name, histogram in self.histograms.items()]
+        return [*layers, ("model", "", self.model)]
+
+    def _table(self) -> ResultTable:
+        remarks = []
+        if self.model.nonzeros and not self.model.is_exact:
+            ends = self.model.quasinorm(0.5)
+            remarks.append(f"‖w‖_½ of the model is enclosed to {(ends.high - ends.low) / ends.high:.0e} relatively")
+        remarks += remarks_on_weights(((s.name, s.note) for s in self.layer_shapes), self.tied, self.skipped)
+        return ResultTable(repr(self), self._shown(), remarks)
 
     def _shown(self) -> pd.DataFrame:
         """Return the measures at q = ½ as text, the middles of their enclosures."""
@@ -305,20 +365,8 @@ class HistogramProfile:
             "PQ": ["–" if math.isnan(value) else f"{value:.4f}" for value in middle["pq_index"]],
             "N/d": [f"{share:.1%}" for share in middle["effective_count"] / frame["size"]],
         }
-        names = [name or "(model)" for name in frame["layer"]]
+        names = [name or MODEL for name in frame["layer"]]
         return pd.DataFrame(columns, index=pd.Index(names, name="layer"))
-
-    def _remarks(self) -> str:
-        """Return what the table cannot show: tied, skipped and converted tensors, and how wide the enclosures are."""
-        ends = self.model.quasinorm(0.5)
-        notes = []
-        if self.model.nonzeros and not self.model.is_exact:
-            notes.append(f"‖w‖_½ of the model is enclosed to {(ends.high - ends.low) / ends.high:.0e} relatively")
-        notes += [f"{s.name}: {s.note}" for s in self.layer_shapes if s.note]
-        notes += [f"{name} is tied to {first}" for name, first in self.tied.items()]
-        notes += [f"{name} skipped: {reason}" for name, reason in self.skipped.items()]
-        more = len(notes) - _REMARKS
-        return "\n".join(notes[:_REMARKS] + ([f"and {more} more"] if more > 0 else []))
 
 
 def _measures(histogram: MagnitudeHistogram, q: float) -> list[float]:
@@ -381,8 +429,7 @@ def _of_stored(
         matrix = next(iter(weight_matrices(sources)))
         layers.append(LayerShape(name, matrix.shape, matrix.note))
         if part[0] == 0:
-            values = _narrowest(torch.from_numpy(matrix.units.copy()))
-            gathered.add(name, MagnitudeHistogram.of(values, f"Weight {name!r}"))
+            gathered.add(name, narrow_histogram(matrix.units, f"Weight {name!r}"))
     stretches = list(_stretches({name: stored[name] for name in weights.names if name in stored}, part))
     total = sum(_bytes(stored[name], start, stop) for name, start, stop in stretches)
 
@@ -423,15 +470,6 @@ def _stretches(stored: Mapping[str, StoredTensor], part: tuple[int, int]) -> Ite
 
 def _bytes(place: StoredTensor, start: int, stop: int) -> int:
     return (stop - start) * (place.dtype.itemsize if place.dtype else 0)
-
-
-def _narrowest(values: torch.Tensor) -> torch.Tensor:
-    """Return float64 values in the narrowest format that holds them all."""
-    for dtype in (torch.bfloat16, torch.float16, torch.float32):
-        narrow = values.to(dtype)
-        if torch.equal(narrow.to(torch.float64), values):
-            return narrow
-    return values
 
 
 def _checked_part(part: object) -> tuple[int, int]:

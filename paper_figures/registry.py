@@ -12,7 +12,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from ellq.analysis import shared_look, write_bytes, write_text
-from ellq.paper_figures import accuracy_against_sparsity, error_against_retained
+from ellq.paper_figures import accuracy_against_sparsity, error_against_retained, reweighting_against_dropping
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,12 @@ FIGURES = {
             "test accuracy against sparsity, ours beside the authors' rules, no retraining (digits)",
             accuracy_against_sparsity.compute,
             accuracy_against_sparsity.draw,
+        ),
+        PaperFigure(
+            "reweighting-against-dropping",
+            "error against what is retained: plain dropping, reweighting, refit, where inputs are correlated",
+            reweighting_against_dropping.compute,
+            reweighting_against_dropping.draw,
         ),
     )
 }

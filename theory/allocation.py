@@ -12,7 +12,15 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from ellq.theory.arguments import Array, count, finite_array, positive_order, real_number, rising_orders
+from ellq.theory.arguments import (
+    Array,
+    count,
+    finite_array,
+    positive_order,
+    real_number,
+    refuse_mixed_devices,
+    rising_orders,
+)
 from ellq.theory.measures import lq_quasinorm
 from ellq.theory.power_sums import power_sums
 from ellq.theory.rounding import log_error, norm_error, outward
@@ -46,6 +54,7 @@ def allocation_error(gains: npt.ArrayLike, counts: npt.ArrayLike, *, q: float, p
     Reference: ``stechkin_bound`` of every unit, added up.
     """
     q, p = rising_orders(q, p)
+    refuse_mixed_devices(gains=gains, counts=counts)
     A = _gains(gains)
     k = finite_array(counts, "counts", ndim=1)
     if k.shape != A.shape:

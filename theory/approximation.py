@@ -384,7 +384,7 @@ def stechkin_bound_weak(w: npt.ArrayLike, retained: int, *, q: float, p: float =
         ValueError: q outside (0, p), ``retained`` outside [1, d], or ``w`` not a finite vector.
         OverflowError: the bound exceeds float64.
 
-    Reference: Foucart & Rauhut 2013, Proposition 2.11.
+    Reference: classical; compare Foucart & Rauhut 2013, section 2.1. Proof in docs/theorems.md.
     """
     vector = finite_array(w, "w", ndim=1)
     q, p = rising_orders(q, p)

@@ -73,6 +73,14 @@ def rising_orders(q: object, p: object, names: tuple[str, str] = ("q", "p")) -> 
     return low, high
 
 
+def nonnegative(value: object, name: str) -> float:
+    """Return ``value`` as a float if 0 ≤ value < ∞; refuse anything else by name."""
+    number = real_number(value, name)
+    if not 0 <= number < math.inf:
+        raise ValueError(f"{name}={number:g} is negative or infinite. Pass a finite value >= 0.")
+    return number
+
+
 def open_fraction(value: object, name: str) -> float:
     """Return ``value`` if it lies strictly between 0 and 1."""
     number = real_number(value, name)

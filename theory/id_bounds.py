@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from ellq.theory.arguments import Array, finite_array
+from ellq.theory.arguments import Array, finite_array, refuse_mixed_devices
 from ellq.theory.rounding import norm_error, outward
 
 
@@ -29,6 +29,7 @@ def skeleton_residual(
 
     Reference: by definition; Chee et al. 2021 (arXiv 2108.00065).
     """
+    refuse_mixed_devices(features=features, interpolation=interpolation, offset=offset)
     A = finite_array(features, "features", ndim=2)
     T = finite_array(interpolation, "interpolation", ndim=2)
     constant = finite_array(offset, "offset", ndim=1)
@@ -68,6 +69,7 @@ def skeleton_output_bound(residual: npt.ArrayLike, consumer: npt.ArrayLike) -> A
     Reference: the empirical risk bound of Chee et al. 2021 (arXiv 2108.00065) as reconstructed, R_ID ≤ ε²M, before
     the norms are replaced by a priori values.
     """
+    refuse_mixed_devices(residual=residual, consumer=consumer)
     E = finite_array(residual, "residual", ndim=2)
     U = finite_array(consumer, "consumer", ndim=2)
     if E.shape[1] != U.shape[1]:

@@ -41,8 +41,6 @@ class NamedQuantity(sympy.Symbol):  # type: ignore[misc]
         return str(self.tex)
 
 
-Quantity = NamedQuantity
-
 p, q, k, N, eta, tol = sympy.symbols("p q k N eta tol", positive=True)
-best_error, tail_q = Quantity("σ_k(w)_p", r"\sigma_k(w)_p"), Quantity("σ_k(w)_q", r"\sigma_k(w)_q")
-norm_q = Quantity("‖w‖_q", r"\|w\|_q")
+best_error, tail_q = NamedQuantity("σ_k(w)_p", r"\sigma_k(w)_p"), NamedQuantity("σ_k(w)_q", r"\sigma_k(w)_q")
+norm_q = NamedQuantity("‖w‖_q", r"\|w\|_q")

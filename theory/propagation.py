@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ellq.theory.approximation import stechkin_bound
-from ellq.theory.arguments import Array, finite_array, order_below_one, real_number
+from ellq.theory.arguments import Array, finite_array, nonnegative, order_below_one, refuse_mixed_devices
 from ellq.theory.measures import lq_quasinorm
-from ellq.theory.rounding import norm_error, outward, product_error
+from ellq.theory.rounding import norm_error, outward, product_error, product_up
 
 
 def unit_error_observed(removed: npt.ArrayLike, inputs: npt.ArrayLike) -> float:
@@ -33,6 +33,7 @@ def unit_error_observed(removed: npt.ArrayLike, inputs: npt.ArrayLike) -> float:
 
     Reference: by definition.
     """
+    refuse_mixed_devices(removed=removed, inputs=inputs)
     v = finite_array(removed, "removed", ndim=1)
     X = sample_matrix(inputs)
     if X.shape[1] != v.size:
@@ -154,6 +155,7 @@ def unit_errors(local_errors: npt.ArrayLike, weights: npt.ArrayLike, errors: npt
 
     Reference: ours; the triangle inequality before the maximum over units is taken.
     """
+    refuse_mixed_devices(local_errors=local_errors, weights=weights, errors=errors)
     delta = finite_array(local_errors, "local_errors", ndim=1)
     W = finite_array(weights, "weights", ndim=2)
     e = finite_array(errors, "errors", ndim=1)
@@ -195,16 +197,3 @@ def sample_matrix(inputs: npt.ArrayLike) -> Array:
     if len(X) == 0:
         raise ValueError(f"inputs has no samples (shape {X.shape}). Pass at least one row.")
     return X
-
-
-def product_up(a: float, b: float) -> float:
-    """Return the product of two bounds, one of them possibly a sum of two, rounded up; 0 only if one of them is."""
-    return float(outward(a * b, product_error(2))) if a and b else 0.0
-
-
-def nonnegative(value: object, name: str) -> float:
-    """Return ``value`` as a float if 0 ≤ value < ∞; refuse anything else by name."""
-    number = real_number(value, name)
-    if not 0 <= number < np.inf:
-        raise ValueError(f"{name}={number:g} is negative or infinite. Pass a finite value >= 0.")
-    return number

@@ -13,10 +13,17 @@ import numpy as np
 import numpy.typing as npt
 
 from ellq.theory.approximation import best_term_errors, tightest_bounds
-from ellq.theory.arguments import Array, Indices, count, finite_array, order_below_one
-from ellq.theory.propagation import nonnegative, product_up
-from ellq.theory.rounding import UNIT_ROUNDOFF, log_error, outward, product_error, tail_error
-from ellq.theory.second_moments import _second_moment_matrix, layer_errors
+from ellq.theory.arguments import (
+    Array,
+    Indices,
+    count,
+    finite_array,
+    nonnegative,
+    order_below_one,
+    refuse_mixed_devices,
+)
+from ellq.theory.rounding import UNIT_ROUNDOFF, log_error, outward, product_error, product_up, tail_error
+from ellq.theory.second_moments import layer_errors, moment_matrix
 from ellq.theory.selection import Progress
 
 _SHARES = 8  # numbers of heavy entries are searched in steps of an eighth of the retained count
@@ -84,8 +91,9 @@ def reweight(
     Reference: ours; proof in docs/theorems.md, ``hilbert-sampling``. To sample a tail is from Gao, Ing & Yang 2013,
     Theorem 2.
     """
+    refuse_mixed_devices(w=w, gram=gram)
     theta = finite_array(w, "w", ndim=1)
-    S, half = _second_moment_matrix(gram)
+    S, half = moment_matrix(gram)
     d = theta.size
     if len(S) != d:
         raise ValueError(f"gram has shape {S.shape} but w has {d} entries. Pass one row and column for each.")

@@ -68,3 +68,8 @@ def outward(value: npt.ArrayLike, relative_error: float, underflows: int = 1) ->
     with np.errstate(over="ignore"):
         inflated = np.asarray(value, dtype=np.float64) * ((1.0 + relative_error) * (1.0 + 8 * UNIT_ROUNDOFF))
     return np.asarray(inflated + underflows * LEAST)
+
+
+def product_up(a: float, b: float) -> float:
+    """Return the product of two bounds, one of them possibly a sum of two, rounded up; 0 only if one of them is."""
+    return float(outward(a * b, product_error(2))) if a and b else 0.0

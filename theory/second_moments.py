@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ellq.theory.approximation import stechkin_bound
-from ellq.theory.arguments import Array, finite_array
-from ellq.theory.propagation import nonnegative, product_up, sample_matrix
-from ellq.theory.rounding import norm_error, outward, product_error
+from ellq.theory.arguments import Array, finite_array, nonnegative, refuse_mixed_devices
+from ellq.theory.propagation import sample_matrix
+from ellq.theory.rounding import norm_error, outward, product_error, product_up
 
 _INDEFINITE = 1e-8  # negative eigenvalues and asymmetry up to this share of the trace are taken for rounding
 
@@ -72,6 +72,7 @@ def unit_error_gram(removed: npt.ArrayLike, gram: npt.ArrayLike, *, entry_error:
 
     Reference: by definition of Σ.
     """
+    refuse_mixed_devices(removed=removed, gram=gram)
     v = finite_array(removed, "removed", ndim=1)
     return float(layer_errors(v[None], gram, entry_error=entry_error)[0])
 
@@ -155,7 +156,7 @@ def gram_scale(gram: npt.ArrayLike, *, entry_error: float = 0.0) -> float:
     Reference: Higham 2002, Theorem 10.5 (Demmel): where Cholesky succeeds in floating point,
     λ_min(A) ≥ −trace(A)·γ_(d+1)/(1 − γ_(d+1)).
     """
-    S, half = _second_moment_matrix(gram)
+    S, half = moment_matrix(gram)
     error = nonnegative(entry_error, "entry_error")
     d = len(S)
     if not S.any():
@@ -210,9 +211,10 @@ def _forms(D: Array, S: Array) -> Array:
 
 def _scaled(changes: npt.ArrayLike, gram: npt.ArrayLike) -> tuple[Array, Array, npt.NDArray[np.int32]]:
     """Return rows and Σ with entries of at most 1, and the power of two taken off each row's root of δᵀΣδ by that."""
+    refuse_mixed_devices(changes=changes, gram=gram)
     D = finite_array(changes, "changes", ndim=2)
     G = finite_array(gram, "gram", ndim=2)
-    S, half = _second_moment_matrix(G)
+    S, half = moment_matrix(G)
     if D.shape[1] != len(S):
         raise ValueError(f"gram has shape {S.shape} but each row of changed weights has {D.shape[1]} entries.")
     D = np.where(G.any(axis=0), D, 0.0)  # else a change of what is always 0 would set the scale
@@ -220,7 +222,7 @@ def _scaled(changes: npt.ArrayLike, gram: npt.ArrayLike) -> tuple[Array, Array, 
     return np.ldexp(D, -exponent[:, None]), S, exponent + half
 
 
-def _second_moment_matrix(gram: npt.ArrayLike) -> tuple[Array, int]:
+def moment_matrix(gram: npt.ArrayLike) -> tuple[Array, int]:
     """Return a checked Σ divided by 4^half, so that its entries are at most 1 in size."""
     G = finite_array(gram, "gram", ndim=2)
     if G.shape[0] != G.shape[1] or G.size == 0:

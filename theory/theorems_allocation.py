@@ -8,7 +8,7 @@ import sympy
 from ellq.theory import families
 from ellq.theory.allocation import allocate_shares, allocation_error, least_allocation_error
 from ellq.theory.arguments import Array
-from ellq.theory.notation import Quantity, orders_rise_to_p, p, q
+from ellq.theory.notation import NamedQuantity, orders_rise_to_p, p, q
 from ellq.theory.rounding import log_error
 from ellq.theory.statements import Assumption, Case, Statement, register
 
@@ -30,7 +30,7 @@ def _least(gains: Array, counts: Array, q: float, p: float) -> float:
 def _allocation_formula() -> sympy.Basic:
     i, n = sympy.symbols("i n", integer=True, positive=True)
     gain, retained = sympy.IndexedBase("A"), sympy.IndexedBase("k")
-    least = Quantity("‖A‖_q", r"\|A\|_q") * sympy.Symbol("K", positive=True) ** (1 / p - 1 / q)
+    least = NamedQuantity("‖A‖_q", r"\|A\|_q") * sympy.Symbol("K", positive=True) ** (1 / p - 1 / q)
     errors = sympy.Sum((gain[i] * retained[i] ** (1 / p - 1 / q)) ** p, (i, 1, n))
     return sympy.Le(least, errors ** (1 / p))
 

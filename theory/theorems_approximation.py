@@ -21,7 +21,7 @@ from ellq.theory.approximation import (
 from ellq.theory.arguments import Array
 from ellq.theory.notation import (
     N,
-    Quantity,
+    NamedQuantity,
     best_error,
     eta,
     finite_weights,
@@ -89,11 +89,11 @@ STECHKIN = register(
 _keeps_any = Assumption(
     "0 ≤ k ≤ d", "between 0 and d entries are kept.", lambda case: 0 <= case["retained"] <= np.size(case["w"])
 )
-_norm_weak = Quantity("‖w‖_{q,∞}", r"\|w\|_{q,\infty}")
+_norm_weak = NamedQuantity("‖w‖_{q,∞}", r"\|w\|_{q,\infty}")
 
 
 def _finite_formula() -> sympy.Basic:
-    constant = Quantity("max (m − k)^(1/p) m^(−1/q)", r"\max_{k<m\leq n}(m-k)^{1/p}m^{-1/q}")
+    constant = NamedQuantity("max (m − k)^(1/p) m^(−1/q)", r"\max_{k<m\leq n}(m-k)^{1/p}m^{-1/q}")
     return sympy.Le(best_error, constant * norm_q)
 
 
@@ -121,7 +121,7 @@ STECHKIN_WEAK = register(
     Statement(
         id="stechkin-weak",
         title="Best k-term error from the weak ℓq quasi-norm",
-        reference="Foucart & Rauhut 2013, Proposition 2.11",
+        reference="classical; compare Foucart & Rauhut 2013, section 2.1. Proof in docs/theorems.md",
         status="classical",
         assumptions=(finite_weights, orders_rise_to_p, keeps_some),
         observed=lambda w, retained, q, p: best_term_error(w, retained, p=p),

@@ -10,7 +10,7 @@ import sympy
 from ellq.theory import families
 from ellq.theory.arguments import GREATEST_ORDER, LEAST_ORDER, Array
 from ellq.theory.axioms import CRITERIA
-from ellq.theory.notation import Quantity, finite_weights, p, q, some_weight
+from ellq.theory.notation import NamedQuantity, finite_weights, p, q, some_weight
 from ellq.theory.power_sums import power_sums
 from ellq.theory.rounding import log_error, outward
 from ellq.theory.statements import Assumption, Case, Statement, register
@@ -76,7 +76,7 @@ def _draw_criterion(rng: np.random.Generator) -> Case:
 def _axioms_formula() -> sympy.Basic:
     def evenness(vector: str, tex: str, size: str) -> sympy.Basic:
         d = sympy.Symbol(size, positive=True)
-        norms = (Quantity(f"‖{vector}‖_{order}", rf"\|{tex}\|_{order}") for order in ("p", "q"))
+        norms = (NamedQuantity(f"‖{vector}‖_{order}", rf"\|{tex}\|_{order}") for order in ("p", "q"))
         return d ** (1 / q - 1 / p) * next(norms) / next(norms)
 
     return sympy.Le(evenness("w⁺", "w^+", "d_+"), evenness("w⁻", "w^-", "d_-"))

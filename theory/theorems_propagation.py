@@ -11,7 +11,7 @@ from ellq.theory import families
 from ellq.theory.arguments import Array
 from ellq.theory.measures import lq_quasinorm
 from ellq.theory.notation import (
-    Quantity,
+    NamedQuantity,
     finite_weights,
     k,
     keeps_some,
@@ -70,7 +70,7 @@ def removed_by_magnitude(w: Array, retained: int) -> Array:
 
 
 def _linear_unit_formula() -> sympy.Basic:
-    error, scale = Quantity("‖f − f̂‖", r"\|f - \hat f\|_{L_2}"), sympy.Symbol("B", positive=True)
+    error, scale = NamedQuantity("‖f − f̂‖", r"\|f - \hat f\|_{L_2}"), sympy.Symbol("B", positive=True)
     return sympy.Le(error, scale * q * (1 - q) ** (1 / q - 1) * norm_q * k ** (1 - 1 / q))
 
 
@@ -155,7 +155,7 @@ def _multilayer_formula() -> sympy.Basic:
     delta, gain = sympy.IndexedBase("delta"), sympy.IndexedBase("T")
     amplification = rho ** (depth - layer + 1) * sympy.Product(gain[later], (later, layer + 1, depth))
     return sympy.Le(
-        Quantity("‖h_L − ĥ_L‖", r"\|h_L - \hat h_L\|_{L_2}"),
+        NamedQuantity("‖h_L − ĥ_L‖", r"\|h_L - \hat h_L\|_{L_2}"),
         sympy.Sum(delta[layer] * amplification, (layer, 1, depth)),
     )
 
@@ -195,7 +195,7 @@ def _multilayer_units_formula() -> sympy.Basic:
     rho = sympy.Symbol("rho", positive=True)
     local, weight, error = sympy.IndexedBase("delta"), sympy.IndexedBase(r"\hat w"), sympy.IndexedBase("e")
     passed_on = sympy.Sum(sympy.Abs(weight[i, j]) * error[j], (j, 1, m))
-    return sympy.Le(Quantity("‖h_i − ĥ_i‖", r"\|h_i - \hat h_i\|_{L_2}"), rho * (local[i] + passed_on))
+    return sympy.Le(NamedQuantity("‖h_i − ĥ_i‖", r"\|h_i - \hat h_i\|_{L_2}"), rho * (local[i] + passed_on))
 
 
 MULTILAYER_UNITS = register(

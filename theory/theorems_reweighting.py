@@ -10,7 +10,7 @@ import sympy
 from ellq.theory import families
 from ellq.theory.approximation import best_term_error
 from ellq.theory.arguments import Array
-from ellq.theory.notation import Quantity, finite_weights, k, keeps_some, norm_q, quasi_order
+from ellq.theory.notation import NamedQuantity, finite_weights, k, keeps_some, norm_q, quasi_order
 from ellq.theory.propagation import column_scale, unit_error_observed
 from ellq.theory.reweighting import hilbert_sampling_bound, reweight, unit_error_resampled
 from ellq.theory.rounding import log_error, norm_error
@@ -72,8 +72,8 @@ def _rounding(w: Array, retained: int, heavy: int, inputs: Array) -> float:
 
 def _resampled_formula() -> sympy.Basic:
     h, scale = sympy.symbols("h B", positive=True)
-    tail = Quantity("σ_h(w)_1", r"\sigma_h(w)_1")
-    return sympy.Le(Quantity("‖f − f̂‖", r"\|f - \hat f\|_{L_2}"), scale * tail / sympy.sqrt(k - h))
+    tail = NamedQuantity("σ_h(w)_1", r"\sigma_h(w)_1")
+    return sympy.Le(NamedQuantity("‖f − f̂‖", r"\|f - \hat f\|_{L_2}"), scale * tail / sympy.sqrt(k - h))
 
 
 LINEAR_UNIT_RESAMPLED = register(
@@ -96,8 +96,8 @@ LINEAR_UNIT_RESAMPLED = register(
 
 def _hilbert_formula() -> sympy.Basic:
     h, scale = sympy.symbols("h K", positive=True)
-    constant = Quantity("max (m − h) m^(−1/q)", r"\max_{h<m\leq n}(m-h)m^{-1/q}")
-    return sympy.Le(Quantity("‖f − f̂‖", r"\|f - \hat f\|"), scale * norm_q * constant / sympy.sqrt(k - h))
+    constant = NamedQuantity("max (m − h) m^(−1/q)", r"\max_{h<m\leq n}(m-h)m^{-1/q}")
+    return sympy.Le(NamedQuantity("‖f − f̂‖", r"\|f - \hat f\|"), scale * norm_q * constant / sympy.sqrt(k - h))
 
 
 HILBERT_SAMPLING = register(

@@ -7,7 +7,7 @@ import sympy
 
 from ellq.theory import families
 from ellq.theory.arguments import Array
-from ellq.theory.notation import Quantity, finite_weights, k, keeps_some, norm_q, q
+from ellq.theory.notation import NamedQuantity, finite_weights, k, keeps_some, norm_q, q
 from ellq.theory.propagation import column_scale, unit_error_l1, unit_error_observed
 from ellq.theory.rounding import norm_error
 from ellq.theory.second_moments import (
@@ -48,7 +48,7 @@ def _gram_formula() -> sympy.Basic:
     i, j, d = sympy.symbols("i j d", integer=True, positive=True)
     v, moment = sympy.IndexedBase("v"), sympy.IndexedBase("Sigma")
     form = sympy.Sum(v[i] * moment[i, j] * v[j], (i, 1, d), (j, 1, d))
-    return sympy.Le(Quantity("‖f − f̂‖", r"\|f - \hat f\|_{L_2}"), sympy.sqrt(form))
+    return sympy.Le(NamedQuantity("‖f − f̂‖", r"\|f - \hat f\|_{L_2}"), sympy.sqrt(form))
 
 
 LINEAR_UNIT_GRAM = register(
@@ -90,7 +90,7 @@ def _uncorrelated_bound(w: Array, retained: int, q: float, inputs: Array) -> flo
 
 
 def _uncorrelated_formula() -> sympy.Basic:
-    error, largest = Quantity("‖f − f̂‖", r"\|f - \hat f\|_{L_2}"), sympy.Symbol("Lambda", positive=True)
+    error, largest = NamedQuantity("‖f − f̂‖", r"\|f - \hat f\|_{L_2}"), sympy.Symbol("Lambda", positive=True)
     constant = ((q / 2) ** (q / 2) * (1 - q / 2) ** (1 - q / 2)) ** (1 / q)
     return sympy.Le(error, sympy.sqrt(largest) * constant * norm_q * k ** (sympy.Rational(1, 2) - 1 / q))
 

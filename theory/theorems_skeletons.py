@@ -8,7 +8,7 @@ import sympy
 from ellq.theory import families
 from ellq.theory.id_bounds import skeleton_output_bound, skeleton_residual
 from ellq.theory.notation import (
-    Quantity,
+    NamedQuantity,
 )
 from ellq.theory.propagation import (
     unit_error_observed,
@@ -27,8 +27,11 @@ def _draw_skeleton(rng: np.random.Generator) -> Case:
 
 def _risk_formula() -> sympy.Basic:
     n = sympy.Symbol("n", positive=True)
-    error, residual = Quantity("‖(A − A_J·T)u‖", r"\|(A - A_J T)u\|_2"), Quantity("‖A − A_J·T‖", r"\|A - A_J T\|_2")
-    return sympy.Le(error / sympy.sqrt(n), residual * Quantity("‖u‖", r"\|u\|_2") / sympy.sqrt(n))
+    error, residual = (
+        NamedQuantity("‖(A − A_J·T)u‖", r"\|(A - A_J T)u\|_2"),
+        NamedQuantity("‖A − A_J·T‖", r"\|A - A_J T\|_2"),
+    )
+    return sympy.Le(error / sympy.sqrt(n), residual * NamedQuantity("‖u‖", r"\|u\|_2") / sympy.sqrt(n))
 
 
 RISK_EMPIRICAL = register(

@@ -12,7 +12,7 @@ from scipy.special import ndtri
 from ellq.theory import families
 from ellq.theory.arguments import Array
 from ellq.theory.measures import lq_quasinorm
-from ellq.theory.notation import Quantity
+from ellq.theory.notation import NamedQuantity
 from ellq.theory.rounding import norm_error, product_error
 from ellq.theory.statements import Assumption, Case, Statement, register
 from ellq.theory.subgaussian import unit_error_subgaussian
@@ -65,8 +65,8 @@ def _rounding(removed: Array, sigma: float, delta: float, law: str, dependence: 
 
 def _subgaussian_formula() -> sympy.Basic:
     sigma, delta = sympy.symbols("sigma delta", positive=True)
-    quantile = Quantity("Q_{1−δ}(|f − f̂|)", r"Q_{1-\delta}(|f - \hat f|)")
-    return sympy.Le(quantile, sigma * Quantity("‖v‖_p", r"\|v\|_p") * sympy.sqrt(2 * sympy.log(2 / delta)))
+    quantile = NamedQuantity("Q_{1−δ}(|f − f̂|)", r"Q_{1-\delta}(|f - \hat f|)")
+    return sympy.Le(quantile, sigma * NamedQuantity("‖v‖_p", r"\|v\|_p") * sympy.sqrt(2 * sympy.log(2 / delta)))
 
 
 LINEAR_UNIT_SUBGAUSSIAN = register(

@@ -8,7 +8,7 @@ import sympy
 from ellq.theory import families
 from ellq.theory.arguments import Array
 from ellq.theory.measures import lq_quasinorm
-from ellq.theory.notation import Quantity
+from ellq.theory.notation import NamedQuantity
 from ellq.theory.propagation import unit_error_l1
 from ellq.theory.rounding import norm_error
 from ellq.theory.statements import Assumption, Case, Statement, register
@@ -23,7 +23,7 @@ from ellq.theory.theorems_propagation import (
 )
 from ellq.theory.worst_case import RELU, chain_error_box, worst_case_ball, worst_case_box
 
-_change = Quantity("|f(x) − f̂(x)|", r"|f(x) - \hat f(x)|")
+_change = NamedQuantity("|f(x) − f̂(x)|", r"|f(x) - \hat f(x)|")
 _j, _d = sympy.symbols("j d", integer=True, positive=True)
 _v = sympy.IndexedBase("v")
 
@@ -163,9 +163,9 @@ def _chain_box_formula() -> sympy.Basic:
     i, j, m = sympy.symbols("i j m", integer=True, positive=True)
     rho = sympy.Symbol("rho", positive=True)
     weight, error = sympy.IndexedBase(r"\hat w"), sympy.IndexedBase("e")
-    own = Quantity("max |Δw_i·h|", r"\max_{l \leq h \leq u} |\Delta w_i \cdot h|")
+    own = NamedQuantity("max |Δw_i·h|", r"\max_{l \leq h \leq u} |\Delta w_i \cdot h|")
     passed_on = sympy.Sum(sympy.Abs(weight[i, j]) * error[j], (j, 1, m))
-    return sympy.Le(Quantity("|h_i − ĥ_i|", r"|h_i - \hat h_i|"), rho * (own + passed_on))
+    return sympy.Le(NamedQuantity("|h_i − ĥ_i|", r"|h_i - \hat h_i|"), rho * (own + passed_on))
 
 
 MULTILAYER_BOX = register(

@@ -12,10 +12,10 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import expit
 
-from ellq.theory.arguments import Array, finite_array, real_number
+from ellq.theory.arguments import Array, finite_array, nonnegative, real_number, refuse_mixed_devices
 from ellq.theory.measures import lq_quasinorm
-from ellq.theory.propagation import nonnegative, product_up, unit_errors
-from ellq.theory.rounding import log_error, norm_error, outward, product_error
+from ellq.theory.propagation import unit_errors
+from ellq.theory.rounding import log_error, norm_error, outward, product_error, product_up
 
 _GREATEST_DUAL = 500.0  # above, ‖v‖_p is bounded by the order that float64 resolves
 
@@ -61,6 +61,7 @@ def worst_case_box(removed: npt.ArrayLike, low: npt.ArrayLike, high: npt.ArrayLi
 
     Reference: classical, the support function of a box.
     """
+    refuse_mixed_devices(removed=removed, low=low, high=high)
     v = finite_array(removed, "removed", ndim=1)
     l, u = _box(low, high, v.size)  # noqa: E741
     # By powers of two to at most 1 in size, so that no product leaves float64 before the sum does.

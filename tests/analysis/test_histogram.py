@@ -252,3 +252,25 @@ def test_memory_does_not_grow_with_the_tensor(tmp_path: Path) -> None:
         [sys.executable, "-c", _PEAK, str(tmp_path / "a.safetensors")], capture_output=True, text=True, check=True
     )
     assert int(grown.stdout) * 1024 < size / 2
+
+
+def test_the_fewest_retained_are_enclosed_for_every_layer_and_the_model(file: Path) -> None:
+    exact = measure(read_checkpoint(file), tolerances=(0.01, 0.3)).retained
+    exact = exact[exact["level"] != "unit"]
+    found = histogram_profile(file).retained((0.3, 0.01))
+    for name in ("level", "layer", "tol"):
+        assert found[name].tolist() == exact[name].tolist()
+    assert (found["retained_low"].to_numpy() <= exact["retained"].to_numpy()).all()
+    assert (exact["retained"].to_numpy() <= found["retained_high"].to_numpy()).all()
+    assert (found["retained_high"] - found["retained_low"] <= 2).all()
+    with pytest.raises(ValueError, match=r"tolerances\[0\]=1 is outside"):
+        histogram_profile(file).retained((1,))
+
+
+def test_curves_have_a_row_for_every_layer_and_the_model(file: Path) -> None:
+    profile = histogram_profile(file)
+    frame = profile.curves(orders=(0.5, 1.0), points=5)
+    assert frame["layer"].drop_duplicates().tolist() == [*profile.histograms, ""]
+    assert (frame["error_high"] <= frame["bound"]).all()
+    with pytest.raises(ValueError, match="orders is empty"):
+        profile.curves(orders=())

@@ -25,6 +25,7 @@ from torch import nn
 from ellq.analysis.checkpoints import read_checkpoint
 from ellq.analysis.profile import Profile, measure
 from ellq.analysis.style import new_figure
+from ellq.theory.approximation import retained_exact, retained_sufficient
 
 _INDICES = ["sparsity_index", "mean_sparsity_index", "pq_index", "effective_count"]
 
@@ -36,6 +37,7 @@ weights = hnp.arrays(
 states = st.lists(weights, min_size=1, max_size=4).map(lambda ws: {f"l{i}.weight": w for i, w in enumerate(ws)})
 orders = st.floats(0.1, 0.9)
 examples = settings(max_examples=40, deadline=None)
+few = settings(max_examples=15, deadline=None)  # for what measures several times
 
 
 def _expected(w: np.ndarray[Any, Any], q: float) -> dict[str, float]:
@@ -235,7 +237,7 @@ def test_files_are_written_whole(profile: Profile, tmp_path: Path) -> None:
     text = profile.to_json(tmp_path / "new" / "profile.json")
     assert (tmp_path / "new" / "profile.json").read_text(encoding="utf-8") == text
     content = json.loads(text)
-    assert (content["format"], content["version"], content["q"]) == ("ellq-profile", 1, 0.5)
+    assert (content["format"], content["version"], content["q"]) == ("ellq-profile", 2, 0.5)
     assert len(content["rows"]) == len(profile.frame)
     assert os.listdir(tmp_path / "new") == ["profile.json"]
     (tmp_path / "file").write_text("")
@@ -250,7 +252,7 @@ def test_files_are_written_whole(profile: Profile, tmp_path: Path) -> None:
         lambda c: json.dumps([]),
         lambda c: json.dumps({}),
         lambda c: json.dumps(c | {"format": "other"}),
-        lambda c: json.dumps(c | {"version": 2}),
+        lambda c: json.dumps(c | {"version": 3}),
         lambda c: json.dumps(c | {"rows": []}),
         lambda c: json.dumps(c | {"rows": c["rows"][1:-1]}),
         lambda c: json.dumps(c | {"rows": [row[:-1] for row in c["rows"]]}),
@@ -265,6 +267,168 @@ def test_files_are_written_whole(profile: Profile, tmp_path: Path) -> None:
 def test_json_of_something_else_is_refused(profile: Profile, spoil: Any) -> None:
     with pytest.raises(ValueError, match=r"text is not a profile: .*Pass what Profile\.to_json returned"):
         Profile.from_json(spoil(json.loads(profile.to_json())))
+
+
+ORDERS = (0.25, 0.5, 1.0, 1.5, 2.0)
+TOLERANCES = (0.05, 0.5)
+
+
+@few
+@given(states)
+def test_every_order_is_measured_by_its_definition(state: dict[str, Any]) -> None:
+    profile = measure(state, q=0.5, orders=ORDERS)
+    table = profile.by_order()
+    vectors = [*(row for w in state.values() for row in w), *state.values()]
+    vectors.append(np.concatenate([w.ravel() for w in state.values()]))
+    assert table["q"].tolist() == np.repeat(ORDERS, len(vectors)).tolist()
+    for place, row in enumerate(table.itertuples()):
+        a, q = np.abs(vectors[place % len(vectors)].ravel()), row.q
+        assert row.size == a.size
+        l1, lq = a.sum(), (a[a > 0] ** q).sum() ** (1 / q)
+        assert row.quasinorm == pytest.approx(lq, rel=1e-12)
+        if q == 1:
+            assert np.isnan([row.sparsity_index, row.mean_sparsity_index, row.pq_index, row.effective_count]).all()
+            continue
+        share = math.nan if l1 == 0 else (a.size ** (1 - 1 / q) * lq / l1) ** (1 if q < 1 else -1)
+        assert row.pq_index == pytest.approx(1 - share, rel=1e-9, abs=1e-12, nan_ok=True)
+        count = 0.0 if l1 == 0 else (lq / l1) ** (q / (1 - q))
+        assert row.effective_count == pytest.approx(count, rel=1e-9)
+        assert math.isnan(row.sparsity_index) == (q > 1 or l1 == 0)
+
+
+@few
+@given(states)
+def test_a_grid_leaves_the_frame_as_it_is(state: dict[str, Any]) -> None:
+    plain, full = measure(state, q=0.3), measure(state, q=0.3, orders=ORDERS, tolerances=TOLERANCES)
+    pd.testing.assert_frame_equal(plain.frame, full.frame, check_exact=True)
+    assert plain != full
+    assert len(plain.grid) == len(plain.retained) == 0
+    assert plain.orders == (0.3,)
+    assert full.orders == (0.25, 0.3, 0.5, 1.0, 1.5, 2.0)
+    assert plain.by_order().equals(plain.frame[list(plain.by_order())])
+
+
+@few
+@given(states)
+def test_the_profile_at_another_order_is_as_if_measured_there(state: dict[str, Any]) -> None:
+    profile = measure(state, q=0.3, orders=ORDERS)
+    at = profile.at(0.25)
+    assert at.q == 0.25
+    pd.testing.assert_frame_equal(at.frame, measure(state, q=0.25).frame, rtol=1e-11, atol=1e-12)
+    assert at.at(0.3) == profile
+    assert profile.at(0.3) is profile
+    assert measure(state).at(0.5).q == 0.5
+
+
+def test_an_order_that_was_not_measured_is_refused() -> None:
+    profile = measure({"w": torch.eye(3)}, orders=ORDERS)
+    with pytest.raises(ValueError, match=r"q=0\.3 was not measured; 0\.25, 0\.5 were\. Add it to orders of measure"):
+        profile.at(0.3)
+    with pytest.raises(ValueError, match=r"q=1\.5 is outside \(0, 1\)"):
+        profile.at(1.5)
+    with pytest.raises(TypeError, match="q must be one real number"):
+        profile.at("0.25")  # type: ignore[arg-type]
+
+
+@few
+@given(states)
+def test_the_fewest_retained_are_those_of_every_vector(state: dict[str, Any]) -> None:
+    profile = measure(state, tolerances=TOLERANCES, orders=(0.25, 1.0))
+    table = profile.retained
+    vectors = [*(row for w in state.values() for row in w), *state.values()]
+    vectors.append(np.concatenate([w.ravel() for w in state.values()]))
+    assert table["tol"].tolist() == np.repeat(TOLERANCES, len(vectors)).tolist()
+    for place, row in enumerate(table.itertuples()):
+        w = vectors[place % len(vectors)].ravel()
+        near = [retained_exact(w, row.tol * (1 + sign * 1e-12)) for sign in (1, -1)]
+        assert near[0] <= row.retained <= near[1]
+        assert row.fraction == row.retained / w.size
+        assert row.retained <= row.sufficient <= np.count_nonzero(w)
+        if not math.isnan(row.order):
+            enough = retained_sufficient(w, row.tol, p=row.order, q=2.0)
+            assert row.sufficient == pytest.approx(math.ceil(enough), rel=1e-9, abs=1)
+    assert table[["level", "layer"]].equals(pd.concat([profile.frame[["level", "layer"]]] * 2, ignore_index=True))
+
+
+def test_the_table_shows_what_to_retain() -> None:
+    profile = measure({"w": np.ones((2, 50))}, tolerances=(0.1, 0.501))
+    text = str(profile)
+    assert "k/d, 0.1" in text
+    assert "99.0%" in text
+    assert "75.0%" in text
+    assert "share of entries to keep for a relative error of tol" in text
+
+
+@few
+@given(states)
+def test_json_holds_the_grid_and_the_counts(state: dict[str, Any]) -> None:
+    profile = measure(state, orders=ORDERS, tolerances=TOLERANCES)
+    again = Profile.from_json(profile.to_json())
+    assert again == profile
+    for name in ("grid", "retained"):
+        assert (getattr(again, name).dtypes == getattr(profile, name).dtypes).all()
+    assert again.at(0.25) == profile.at(0.25)
+    plain = measure(state)
+    for name in ("grid", "retained"):
+        assert (getattr(plain, name).dtypes == getattr(profile, name).dtypes).all()
+
+
+def test_json_of_version_1_is_still_read(profile: Profile) -> None:
+    content = json.loads(profile.to_json()) | {"version": 1}
+    new = {"orders", "order_columns", "order_rows", "tolerances", "retained_columns", "retained_rows"}
+    old = {key: value for key, value in content.items() if key not in new}
+    assert len(old) == len(content) - len(new)
+    assert Profile.from_json(json.dumps(old)) == profile
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda c: c | {"orders": [0.5]},
+        lambda c: c | {"orders": [0.25, 3.0]},
+        lambda c: c | {"orders": [0.5, 0.25]},
+        lambda c: c | {"orders": [0.25, 0.75]},
+        lambda c: c | {"order_rows": c["order_rows"][:-1]},
+        lambda c: c | {"order_rows": []},
+        lambda c: c | {"tolerances": [0.05, 0.5, 0.7]},
+        lambda c: c | {"tolerances": [2]},
+        lambda c: c | {"tolerances": []},
+        lambda c: c | {"retained_rows": c["retained_rows"][1:]},
+        lambda c: {k: v for k, v in c.items() if k != "retained_columns"},
+    ],
+)
+def test_json_with_a_damaged_grid_is_refused(spoil: Any) -> None:
+    content = json.loads(measure({"w": torch.eye(3)}, orders=(0.25,), tolerances=TOLERANCES).to_json())
+    with pytest.raises(ValueError, match=r"text is not a profile: .*Pass what Profile\.to_json returned"):
+        Profile.from_json(json.dumps(spoil(content)))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"orders": 0.5}, TypeError, "orders must be a sequence of numbers"),
+        ({"orders": (0.5, "1")}, TypeError, r"orders\[1\] must be one real number"),
+        ({"orders": (0.5, 0.5)}, ValueError, r"orders holds 0\.5 twice"),
+        ({"orders": (2.5,)}, ValueError, r"orders holds 2\.5"),
+        ({"orders": (0,)}, ValueError, r"orders\[0\]=0 "),
+        ({"tolerances": (0.1, 1.0)}, ValueError, r"tolerances\[1\]=1 is outside \(0, 1\)"),
+        ({"tolerances": (0.1, 0.1)}, ValueError, r"tolerances holds 0\.1 twice"),
+        ({"tolerances": "0.1"}, TypeError, "tolerances must be a sequence"),
+    ],
+)
+def test_a_bad_grid_is_refused_by_name(arguments: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        measure({"w": torch.eye(3)}, **arguments)
+
+
+def test_an_order_of_the_grid_too_small_for_float64_is_named() -> None:
+    with pytest.raises(OverflowError, match=r"layer 'w'.*q=0\.001"):
+        measure({"w": torch.ones(20, 20)}, orders=(0.001,))
+
+
+def test_a_weight_that_is_not_finite_is_named_with_its_index() -> None:
+    with pytest.raises(ValueError, match=r"Weight 'w' holds inf at index \[0, 1\]"):
+        measure({"w": torch.tensor([[0.0, math.inf]])}, orders=ORDERS, tolerances=TOLERANCES)
 
 
 @pytest.mark.parametrize("q", [0, 1, -0.5, 1.5, math.nan, math.inf])
@@ -326,6 +490,27 @@ def test_a_module_and_its_state_dict_have_the_same_profile() -> None:
     assert measure(model) == measure(model.state_dict())
 
 
+@pytest.mark.parametrize(
+    ("module", "units"),
+    [
+        (nn.Conv3d(4, 6, 2, groups=2), {"weight": (6, 16)}),
+        (nn.ConvTranspose2d(4, 6, 3, groups=2), {"weight": (6, 18)}),
+        (nn.Embedding(7, 5), {"weight": (7, 5)}),
+        (nn.MultiheadAttention(4, 2), {"in_proj_weight": (12, 4), "out_proj.weight": (4, 4)}),
+        (
+            nn.MultiheadAttention(4, 2, kdim=3, vdim=5),
+            {"q_proj_weight": (4, 4), "k_proj_weight": (4, 3), "v_proj_weight": (4, 5), "out_proj.weight": (4, 4)},
+        ),
+        (nn.LSTM(3, 5, proj_size=2), {"weight_ih_l0": (20, 3), "weight_hh_l0": (20, 2), "weight_hr_l0": (2, 5)}),
+        (nn.GRU(3, 5), {"weight_ih_l0": (15, 3), "weight_hh_l0": (15, 5)}),
+    ],
+)
+def test_neurons_filters_embeddings_projections_and_gates_are_units(module: nn.Module, units: dict[str, Any]) -> None:
+    rows = measure(module).units
+    found = {str(name): (len(part), int(part["size"].iloc[0])) for name, part in rows.groupby("layer", sort=False)}
+    assert found == units
+
+
 @pytest.mark.parametrize("layers", [1, 2, 60, 400])
 def test_the_plot_names_its_axes_and_shows_every_layer(layers: int) -> None:
     settings_before = dict(mpl.rcParams)
@@ -341,6 +526,49 @@ def test_the_plot_names_its_axes_and_shows_every_layer(layers: int) -> None:
     assert bottom > top  # the first layer is on top
     figure.savefig(io.BytesIO(), format="png", dpi=40)
     assert dict(mpl.rcParams) == settings_before
+
+
+@pytest.mark.parametrize("layers", [1, 2, 30, 200])
+@pytest.mark.parametrize("kind", ["quantiles", "depth", "orders"])
+def test_every_other_picture_shows_every_layer(kind: str, layers: int) -> None:
+    settings_before = dict(mpl.rcParams)
+    name = "a.very.long.name.of.a.layer.in.a.model.with.many.blocks.{}.weight"
+    profile = measure({name.format(i): torch.randn(6, 9) for i in range(layers)}, orders=ORDERS)
+    figure = profile.plot(kind)
+    axes = figure.axes[0]
+    if kind == "depth":
+        assert len(axes.lines[0].get_xdata()) == layers
+        assert "N/d" in axes.get_ylabel()
+    else:
+        (image,) = axes.images
+        assert image.get_array().shape == ((layers, 41) if kind == "quantiles" else (layers + 1, 4))
+        assert "N/d" in figure.axes[1].get_xlabel()  # of the colour bar
+        assert axes.get_yticklabels()[0].get_text().endswith("blocks.0")
+    figure.savefig(io.BytesIO(), format="png", dpi=40)
+    assert dict(mpl.rcParams) == settings_before
+
+
+@pytest.mark.parametrize("kind", ["units", "quantiles", "depth", "orders"])
+def test_every_picture_can_be_drawn_of_nothing_but_zeros(kind: str) -> None:
+    measure({"w": torch.zeros(2, 3)}, orders=ORDERS).plot(kind).savefig(io.BytesIO(), format="svg")
+
+
+def test_the_quantiles_drawn_are_those_of_the_units() -> None:
+    profile = measure({"w": np.random.default_rng(0).standard_normal((9, 20))})
+    shares = (profile.units["effective_count"] / 20).to_numpy()
+    drawn = profile.plot("quantiles").axes[0].images[0].get_array()
+    np.testing.assert_allclose(drawn[0], np.quantile(shares, np.linspace(0, 1, 41)))
+
+
+def test_a_map_of_orders_needs_several() -> None:
+    for orders in ((), (1.0,)):
+        with pytest.raises(ValueError, match="kind='orders' needs several orders"):
+            measure({"w": torch.eye(3)}, orders=orders).plot("orders")
+
+
+def test_an_unknown_picture_is_refused_with_those_there_are() -> None:
+    with pytest.raises(ValueError, match=r"kind='pie' is no picture.*units, quantiles, depth, orders"):
+        measure({"w": torch.eye(3)}).plot("pie")
 
 
 @pytest.mark.parametrize("share", [0.0, 0.02, 0.5, 1.0])

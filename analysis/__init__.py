@@ -19,6 +19,8 @@ from ellq.analysis.evaluate import predict as predict
 from ellq.analysis.files import new_folder as new_folder
 from ellq.analysis.files import write_bytes as write_bytes
 from ellq.analysis.files import write_text as write_text
+from ellq.analysis.grids import order_grid as order_grid
+from ellq.analysis.grids import tolerance_grid as tolerance_grid
 from ellq.analysis.histogram import HistogramProfile as HistogramProfile
 from ellq.analysis.histogram import error_curves as error_curves
 from ellq.analysis.histogram import histogram_profile as histogram_profile

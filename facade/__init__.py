@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ellq.analysis import Profile as Profile
+    from ellq.analysis import compare as compare
     from ellq.analysis import measure as measure
     from ellq.analysis import read_checkpoint as read_checkpoint
+    from ellq.analysis import trajectory as trajectory
     from ellq.pruning import Plan as Plan
     from ellq.pruning import apply as apply
     from ellq.pruning import load as load
@@ -23,6 +25,8 @@ __version__ = "0.1.0"
 
 _HOME = {
     "measure": "ellq.analysis",
+    "compare": "ellq.analysis",
+    "trajectory": "ellq.analysis",
     "Profile": "ellq.analysis",
     "read_checkpoint": "ellq.analysis",
     "plan": "ellq.pruning",
@@ -36,6 +40,8 @@ _PARTS = ("theory", "analysis", "pruning", "paper_figures")
 
 __all__ = [  # noqa: RUF022 -- in the order a user meets them
     "measure",
+    "compare",
+    "trajectory",
     "plan",
     "apply",
     "prune",

@@ -16,12 +16,13 @@ from rich.table import Table
 from torch import nn
 
 from ellq import __version__
-from ellq.analysis import Profile, accuracy, cost, measure, new_folder, track
+from ellq.analysis import Comparison, Profile, accuracy, compare, cost, error_curves, measure, new_folder, track
 from ellq.paper_figures import FIGURES, render
 from ellq.paper_figures.digits import RULES, SPARSITIES, digits_splits, net_sweeps, train_net
 from ellq.pruning import Plan, Splits, apply, chain_bounds, largest_within, plan, write_into
 from ellq.pruning.report import Picture, Report, Section, render_report
 from ellq.theory import registry
+from ellq.weights_page import profile_pictures, shown_profile
 
 ACCEPTED_DROP = 0.01  # of accuracy on the selection set, when choosing how much to prune
 NETS = {"mlp": "one hidden layer, 64–128–10", "conv": "two convolutions, one hidden layer of 64"}
@@ -38,6 +39,8 @@ class NetResult:
     summary: pd.DataFrame  # the dense net and the chosen sparsity of each method, by every rule
     layers: pd.DataFrame  # bounds layer by layer for our chosen plans
     pruned: Mapping[str, tuple[nn.Module, Plan]]  # method → model
+    errors: pd.DataFrame  # best k-term errors of the dense net's weights
+    comparison: Comparison  # of the dense net's weights and those method lq left
 
 
 def run_demo(out: str | Path = "ellq-demo", *, seed: int = 0) -> pd.DataFrame:
@@ -130,7 +133,16 @@ def _stages(net: str, splits: Splits, seed: int, results: dict[str, NetResult]) 
         bounds.insert(0, "net", net)
         layers.append(bounds)
     summary = pd.DataFrame(rows)
-    results[net] = NetResult(net, profile, curves, summary, pd.concat(layers, ignore_index=True), pruned)
+    results[net] = NetResult(
+        net,
+        profile,
+        curves,
+        summary,
+        pd.concat(layers, ignore_index=True),
+        pruned,
+        error_curves(dense),
+        compare(dense, pruned["lq"][0], paired=True, names=("dense", "lq"), seed=seed),
+    )
     yield
 
 
@@ -249,14 +261,22 @@ def _report(results: list[NetResult], summary: pd.DataFrame, layers: pd.DataFram
                 "ℓq measures of the dense nets' weights. The effective fraction N/d is how many equal weights would be"
                 " as spread out, per weight: the smaller, the more compressible. Every unit is in profile.csv.",
                 tables=[
-                    (f"Profile of {result.name}, q = {result.profile.q:g}", _shown_profile(result))
+                    (f"Profile of {result.name}, q = {result.profile.q:g}", shown_profile(result.profile))
                     for result in results
                 ],
                 pictures=[
-                    Picture(
-                        render(result.profile.plot(), "svg"),
-                        f"{result.name}: share of its weights that each unit effectively uses",
-                    )
+                    picture
+                    for result in results
+                    for picture in profile_pictures(result.name, result.profile, result.errors)
+                ],
+            ),
+            Section(
+                "Dense and pruned weights",
+                "The dense net's weights beside those that method lq left of them: effective fraction of every layer's"
+                f" units, and the difference with its {results[0].comparison.confidence:.0%} bootstrap interval over"
+                " units.",
+                pictures=[
+                    Picture(render(result.comparison.plot(), "svg"), f"{result.name}: {result.comparison.verdict}")
                     for result in results
                 ],
             ),
@@ -304,22 +324,6 @@ def _number(value: float) -> str:
         return f"{value:,.0f}"
     # An exact zero, rounded outward, is the least float there is.
     return "0" if value < 1e-300 else f"{value:.3g}"
-
-
-def _shown_profile(result: NetResult) -> pd.DataFrame:
-    summary = result.profile.summary().reset_index()
-    return pd.DataFrame(
-        {
-            "layer": summary["layer"],
-            "units": [f"{n:,}" for n in summary["units"]],
-            "weights": [f"{n:,}" for n in summary["size"]],
-            "‖w‖_q": [f"{v:.4g}" for v in summary["quasinorm"]],
-            "mean SI_q of units": [f"{v:.4g}" for v in summary["mean_sparsity_index"]],
-            "PQ index": [f"{v:.3f}" for v in summary["pq_index"]],
-            "N/d": [f"{v:.3f}" for v in summary["effective_fraction"]],
-            "N/d of the median unit": [f"{v:.3f}" for v in summary["unit_median"]],
-        }
-    )
 
 
 def _versions() -> dict[str, str]:

@@ -1,0 +1,1 @@
+../../facade/weights_page.py

@@ -1,0 +1,492 @@
+"""The commands: each parses nothing, calls one function, and prints or writes what it gives."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from jsonargparse.typing import NonNegativeInt, PositiveInt
+
+
+class UsageError(Exception):
+    """An argument that parses but is out of range."""
+
+
+def measure_checkpoint(
+    file: str,
+    q: float = 0.5,
+    orders: list[float] | None = None,
+    tolerances: list[float] | None = None,
+    csv: str | None = None,
+    grid_csv: str | None = None,
+    retained_csv: str | None = None,
+    json: str | None = None,
+    plot: str | None = None,
+    kind: Literal["units", "quantiles", "depth", "orders", "curves"] = "units",
+    report: str | None = None,
+) -> None:
+    """Measure how compressible the weights in a checkpoint are; no data, no class needed.
+
+    Args:
+        file: checkpoint: .safetensors, or .pt, .pth, .th, of which only tensors are read, never code.
+        q: order of the quasi-norm, strictly between 0 and 1.
+        orders: also measure at these orders, such as "[0.1, 0.5, 0.9]".
+        tolerances: also count what must be retained for these relative errors, such as "[0.01, 0.1]".
+        csv: also write every unit, layer and the model as CSV to this file.
+        grid_csv: also write the measures at every order to this file.
+        retained_csv: also write the retained counts to this file.
+        json: also write the profile as JSON to this file.
+        plot: also draw the profile to this file (.png, .svg or .pdf).
+        kind: what to draw: units (spread of units by layer), quantiles (heat map), depth, orders (needs --orders),
+            or curves (error against what is retained, with bounds).
+        report: also write all tables and pictures as one HTML page to this file.
+    """
+    from ellq.analysis import draw_curves, error_curves, measure, read_checkpoint
+
+    _picture_format(plot)
+    if grid_csv and not orders:
+        raise UsageError("grid_csv needs the orders of the grid. Give --orders.")
+    if retained_csv and not tolerances:
+        raise UsageError("retained_csv needs tolerances. Give --tolerances.")
+    if plot and kind == "orders" and not orders:
+        raise UsageError("kind='orders' needs the orders to draw. Give --orders.")
+    state = read_checkpoint(file)
+    profile = measure(state, q=q, orders=orders or (), tolerances=tolerances or ())
+    if csv:
+        profile.to_csv(csv)
+    if grid_csv:
+        _write_table(grid_csv, profile.by_order())
+    if retained_csv:
+        _write_table(retained_csv, profile.retained)
+    if json:
+        profile.to_json(json)
+    if plot:
+        _draw(plot, draw_curves(error_curves(state)) if kind == "curves" else profile.plot(kind))
+    if report:
+        from ellq.analysis import write_text
+        from ellq.weights_page import weights_page
+
+        write_text(report, weights_page(state, profile, Path(file).name))
+    _print(profile)
+
+
+def compare_checkpoints(
+    first: str,
+    second: str,
+    q: float = 0.5,
+    confidence: float = 0.95,
+    resamples: PositiveInt = 9999,
+    paired: bool = False,
+    seed: NonNegativeInt = 0,
+    csv: str | None = None,
+    json: str | None = None,
+    plot: str | None = None,
+) -> None:
+    """Say which of two checkpoints of one architecture is more compressible, and by how much.
+
+    Args:
+        first: checkpoint.
+        second: checkpoint with the same names and shapes of weights.
+        q: order of the quasi-norm, strictly between 0 and 1.
+        confidence: of the bootstrap intervals over units.
+        resamples: how many times units are drawn, at least 99.
+        paired: unit i of one stands for unit i of the other, as before and after pruning.
+        seed: of the draws.
+        csv: also write the comparison as CSV to this file.
+        json: also write it as JSON to this file.
+        plot: also draw it to this file (.png, .svg or .pdf).
+    """
+    from ellq.analysis import compare, read_checkpoint
+
+    _picture_format(plot)
+    compared = compare(
+        read_checkpoint(first),
+        read_checkpoint(second),
+        q=q,
+        confidence=confidence,
+        resamples=resamples,
+        paired=paired,
+        names=(first, second) if Path(first).stem == Path(second).stem else (Path(first).stem, Path(second).stem),
+        seed=seed,
+    )
+    if csv:
+        compared.to_csv(csv)
+    if json:
+        compared.to_json(json)
+    if plot:
+        _draw(plot, compared.plot())
+    _print(compared)
+
+
+def follow_training(
+    files: list[str],
+    q: float = 0.5,
+    csv: str | None = None,
+    json: str | None = None,
+    plot: str | None = None,
+) -> None:
+    """Measure checkpoints along a training, in the order given.
+
+    Args:
+        files: checkpoints of one architecture.
+        q: order of the quasi-norm, strictly between 0 and 1.
+        csv: also write the measures as CSV to this file.
+        json: also write them as JSON to this file.
+        plot: also draw them to this file (.png, .svg or .pdf).
+    """
+    from ellq.analysis import trajectory
+
+    _picture_format(plot)
+    followed = trajectory(files, q=q)
+    if csv:
+        followed.to_csv(csv)
+    if json:
+        followed.to_json(json)
+    if plot:
+        _draw(plot, followed.plot())
+    _print(followed)
+
+
+def histogram_make(
+    file: str,
+    save: str | None = None,
+    part: tuple[int, int] = (0, 1),
+    by_layer: bool = True,
+    orders: list[float] | None = None,
+    csv: str | None = None,
+    tolerances: list[float] | None = None,
+    retained_csv: str | None = None,
+    curves_csv: str | None = None,
+    plot: str | None = None,
+) -> None:
+    """Measure a checkpoint of any size in one pass, in constant memory, every measure enclosed.
+
+    Args:
+        file: checkpoint, or the index file of a sharded one.
+        save: keep the histograms in this file, to merge or to read again.
+        part: count only the i-th of n equal shares of the file, as "[i, n]".
+        by_layer: keep a histogram per layer, not of the model alone.
+        orders: orders of the table written by --csv; 0.5 if not given.
+        csv: also write the enclosed measures as CSV to this file.
+        tolerances: relative errors for --retained_csv.
+        retained_csv: also write what must be retained for the tolerances to this file.
+        curves_csv: also write error against what is retained, with bounds, to this file.
+        plot: also draw these curves to this file (.png, .svg or .pdf).
+    """
+    from ellq.analysis import histogram_profile
+
+    _picture_format(plot)
+    if not 0 <= part[0] < part[1]:
+        raise UsageError(f"part={list(part)} is no share. Give [i, n] with 0 <= i < n.")
+    if retained_csv and not tolerances:
+        raise UsageError("retained_csv needs tolerances. Give --tolerances.")
+    _report_histogram(
+        histogram_profile(file, by_layer=by_layer, part=part),
+        save=save,
+        orders=orders,
+        csv=csv,
+        tolerances=tolerances,
+        retained_csv=retained_csv,
+        curves_csv=curves_csv,
+        plot=plot,
+    )
+
+
+def histogram_merge(
+    files: list[str],
+    save: str | None = None,
+    orders: list[float] | None = None,
+    csv: str | None = None,
+    tolerances: list[float] | None = None,
+    retained_csv: str | None = None,
+    curves_csv: str | None = None,
+    plot: str | None = None,
+) -> None:
+    """Merge saved histograms of the parts of a checkpoint; the result has the same bits as one pass.
+
+    Args:
+        files: histograms that 'ellq histogram make --save' wrote.
+        save: keep the merged histograms in this file.
+        orders: orders of the table written by --csv; 0.5 if not given.
+        csv: also write the enclosed measures as CSV to this file.
+        tolerances: relative errors for --retained_csv.
+        retained_csv: also write what must be retained for the tolerances to this file.
+        curves_csv: also write error against what is retained, with bounds, to this file.
+        plot: also draw these curves to this file (.png, .svg or .pdf).
+    """
+    from ellq.analysis import HistogramProfile
+
+    _picture_format(plot)
+    if retained_csv and not tolerances:
+        raise UsageError("retained_csv needs tolerances. Give --tolerances.")
+    _report_histogram(
+        HistogramProfile.merge(HistogramProfile.load(file) for file in files),
+        save=save,
+        orders=orders,
+        csv=csv,
+        tolerances=tolerances,
+        retained_csv=retained_csv,
+        curves_csv=curves_csv,
+        plot=plot,
+    )
+
+
+def _report_histogram(
+    profile: Any,
+    *,
+    save: str | None,
+    orders: list[float] | None,
+    csv: str | None,
+    tolerances: list[float] | None,
+    retained_csv: str | None,
+    curves_csv: str | None,
+    plot: str | None,
+) -> None:
+    from ellq.analysis import draw_curves
+
+    if save:
+        profile.save(save)
+    if csv:
+        profile.to_csv(csv, orders or (0.5,))
+    if retained_csv:
+        _write_table(retained_csv, profile.retained(tolerances))
+    if curves_csv or plot:
+        curves = profile.curves()
+        if curves_csv:
+            _write_table(curves_csv, curves)
+        if plot:
+            _draw(plot, draw_curves(curves))
+    _print(profile)
+
+
+def prune_checkpoint(
+    weights: str,
+    out: str,
+    sparsity: float | None = None,
+    tol: float | None = None,
+    method: Literal["lq", "id"] = "lq",
+    rule: Literal["ellq", "yang2022", "chee2021"] = "ellq",
+    q: float = 0.5,
+    model: str | None = None,
+    data: str | None = None,
+    samples: PositiveInt = 2000,
+    mean: list[float] | None = None,
+    std: list[float] | None = None,
+) -> None:
+    """Prune a checkpoint and write model.safetensors and plan.json to a folder.
+
+    Method lq needs the weights alone. Method id runs the model, so it needs --model and --data.
+
+    Args:
+        weights: checkpoint with the weights to prune.
+        out: folder to write to.
+        sparsity: fraction to remove, of weights (lq) or of each layer's hidden units (id).
+        tol: instead of sparsity, the relative error allowed, per unit (lq) or in what reads the units (id).
+        method: lq (weights set to zero, per unit) or id (hidden units removed, the next layer corrected).
+        rule: ellq (ours), yang2022 (method lq) or chee2021 (method id).
+        q: order of the quasi-norm, for rule yang2022.
+        model: where the model comes from, as package.module:function; called without arguments.
+        data: name of the data set whose train part is calibrated on, such as digits or mnist.
+        samples: at most how many of its examples to use.
+        mean: what to subtract from each channel of inputs in [0, 1].
+        std: what to divide each channel by after that.
+    """
+    from ellq.analysis import datasets, read_checkpoint
+    from ellq.pruning import apply, plan, save
+
+    if (sparsity is None) == (tol is None):
+        raise UsageError("Give either --sparsity or --tol, not both and not neither.")
+    if rule not in ("ellq", {"lq": "yang2022", "id": "chee2021"}[method]):
+        raise UsageError(f"rule={rule!r} is not a rule of method {method!r}.")
+    if method == "id" and (model is None or data is None):
+        raise UsageError("Method id runs the model on data. Give --model package.module:function and --data NAME.")
+    if model is not None and not model.partition(":")[2]:
+        raise UsageError(f"model={model!r} names no function. Write package.module:function.")
+    state = read_checkpoint(weights)
+    calibration = None
+    source: Any = state
+    if model is not None:
+        source = _build(model)
+        _fill(source, state, weights)
+    if method == "id":
+        assert data is not None  # checked above
+        train = datasets.load(data, "train")
+        calibration = train.select(range(min(samples, len(train)))).inputs(mean=mean, std=std)
+    decided = plan(source, calibration, method=method, sparsity=sparsity, tol=tol, rule=rule, q=q)
+    save(apply(source, decided), out, plan=decided)
+    _print(decided)
+    print(f"Written: {out}")
+
+
+def demo(out: str = "ellq-demo", seed: NonNegativeInt = 0) -> None:
+    """Train two small nets on bundled digits, measure, prune and bound them, and write a report.
+
+    Args:
+        out: folder to write to; replaced if it holds nothing but an earlier demo.
+        seed: of training; the same seed gives the same numbers.
+    """
+    from rich.console import Console
+
+    from ellq.demo import print_summary, run_demo
+
+    summary = run_demo(out, seed=seed)
+    print_summary(summary, out, Console(width=None if sys.stdout.isatty() else 120))
+
+
+def figures_list() -> None:
+    """List every figure that can be made."""
+    from rich.table import Table
+
+    from ellq.paper_figures import FIGURES
+
+    table = Table("name", "shows")
+    for figure in FIGURES.values():
+        table.add_row(figure.name, figure.title)
+    _print(table)
+
+
+def figures_make(name: str, out: str = "figures", seed: NonNegativeInt = 0) -> None:
+    """Compute a figure from its data and write the table (CSV) and the drawing (PNG, SVG).
+
+    Args:
+        name: the figure, from 'ellq figures list'.
+        out: folder to write to.
+        seed: of whatever is trained.
+    """
+    from ellq.paper_figures import figure_named, make
+
+    try:
+        figure_named(name)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    for path in make(name, out, seed=seed):
+        print(path)
+
+
+def theory_list() -> None:
+    """List every registered statement with its status and source."""
+    from rich.table import Table
+
+    from ellq.theory import registry
+
+    table = Table("id", "says", "status", "source")
+    for statement in registry().values():
+        table.add_row(statement.id, statement.title, statement.status, statement.reference)
+    _print(table)
+
+
+def theory_show(id: str) -> None:
+    """Show a statement: its formula as text and LaTeX, its assumptions, its status and source.
+
+    Args:
+        id: the statement, from 'ellq theory list'.
+    """
+    from sympy import pretty
+
+    from ellq.theory import statement
+
+    shown = statement(id)
+    print(f"{shown.id}: {shown.title}\n")
+    print(pretty(shown.formula(), use_unicode=True, num_columns=100), end="\n\n")
+    print(f"LaTeX:   {shown.latex()}")
+    print(f"assumes: {' '.join(assumption.sentence for assumption in shown.assumptions)}")
+    print(f"status:  {shown.status}")
+    print(f"source:  {shown.reference}")
+    print("falsified by: a case that meets the assumptions and whose observed side exceeds the bound beyond rounding")
+
+
+def theory_check(id: str, cases: PositiveInt = 10_000, seed: NonNegativeInt = 0, csv: str | None = None) -> None:
+    """Attack a statement, or all of them, and say what was found; fails if one is broken.
+
+    Args:
+        id: the statement, from 'ellq theory list', or 'all'.
+        cases: how many cases to evaluate for each statement.
+        seed: of the draws.
+        csv: also write the table to this file, again after every statement.
+    """
+    from rich.table import Table
+
+    from ellq.analysis import track, write_text
+    from ellq.theory import attack, registry, statement
+
+    table = Table("statement", "cases", "violations", "least bound ÷ observed")
+    lines = ["statement,seed,cases,violations,least_bound_over_observed"]
+    broken = []
+    for target in registry().values() if id == "all" else [statement(id)]:
+        bar = partial(track, description=f"attacking {target.id}")
+        found = attack(target, cases=cases, seed=seed, progress=bar)
+        table.add_row(found.statement, f"{found.cases:,}", f"{found.violations:,}", f"{found.tightest:.6g}")
+        lines.append(f"{found.statement},{seed},{found.cases},{found.violations},{found.tightest:.9g}")
+        if csv:
+            write_text(csv, "\n".join(lines) + "\n")
+        broken += [] if found.survived else [found]
+    _print(table)
+    if broken:
+        raise ValueError(f"{broken[0].statement} is violated: {broken[0].verdict} on {broken[0].worst}")
+
+
+def _build(path: str) -> Any:
+    """Return what ``package.module:function`` makes; modules in the current folder are found too."""
+    from torch import nn
+
+    module_name, _, function_name = path.partition(":")
+    sys.path.insert(0, os.getcwd())
+    try:
+        factory = getattr(importlib.import_module(module_name), function_name, None)
+    except ImportError as error:
+        raise ValueError(f"model={path!r} cannot be imported ({error}). Run from the folder it lies in.") from error
+    finally:
+        sys.path.pop(0)
+    if not callable(factory):
+        raise ValueError(f"model={path!r}: module {module_name!r} has no function {function_name!r}.")
+    made = factory()
+    if not isinstance(made, nn.Module):
+        raise ValueError(f"model={path!r} makes a {type(made).__name__}, not an nn.Module.")
+    return made.eval()
+
+
+def _fill(model: Any, state: Any, weights: str) -> None:
+    """Load the weights bit for bit: the model takes on their dtypes, and tied tensors may be stored once."""
+    values = dict(state)
+    own = model.state_dict(keep_vars=True)
+    for name, tensor in own.items():
+        tied = [other for other in own if other in values and own[other] is tensor]
+        if name not in values and tied:
+            values[name] = values[tied[0]]
+        if name in values and tensor.dtype != values[name].dtype:
+            tensor.data = tensor.data.to(values[name].dtype)
+    try:
+        model.load_state_dict(values)
+    except RuntimeError as error:
+        raise ValueError(f"{weights} does not fit the model: {error}") from error
+
+
+def _print(value: object) -> None:
+    from rich.console import Console
+
+    Console(width=None if sys.stdout.isatty() else 120).print(value)
+
+
+def _picture_format(plot: str | None) -> str:
+    """Return the format a picture's name asks for; refuse others before any work is done."""
+    suffix = Path(plot).suffix.lower().removeprefix(".") if plot else ""
+    if plot and suffix not in ("png", "svg", "pdf"):
+        raise UsageError(f"plot={plot!r} has no known ending. Choose .png, .svg or .pdf.")
+    return suffix
+
+
+def _draw(plot: str, figure: Any) -> None:
+    from ellq.analysis import write_bytes
+    from ellq.paper_figures import render
+
+    write_bytes(plot, render(figure, _picture_format(plot)))
+
+
+def _write_table(path: str, frame: Any) -> None:
+    from ellq.analysis import write_text
+
+    write_text(path, frame.to_csv(index=False, lineterminator="\n"))

@@ -154,6 +154,8 @@ def _of_module(model: nn.Module) -> Iterator[_Candidate]:
             if local in buffers:
                 if _dimensions(buffers[local]) >= 2 and local not in passing:
                     yield replace(candidate, unreadable="a buffer, not a parameter")
+            elif isinstance(module, nn.MultiheadAttention) and local in ("bias_k", "bias_v"):
+                continue  # biases, though of three dimensions
             else:
                 yield replace(candidate, transposed_groups=groups if local == "weight" else 0)
         if _is_quantised(module):

@@ -383,3 +383,9 @@ def test_a_path_is_sent_to_the_reader() -> None:
 def test_a_name_that_is_no_string_is_refused() -> None:
     with pytest.raises(TypeError, match="Names in a state dict must be strings, got int 3"):
         weight_matrices({3: torch.ones(2, 2)})  # type: ignore[dict-item]
+
+
+def test_biases_of_attention_that_have_three_dimensions_are_no_weights():
+    attention = nn.MultiheadAttention(8, 2, add_bias_kv=True)
+    assert attention.bias_k is not None
+    assert weight_matrices(attention).names == ("in_proj_weight", "out_proj.weight")

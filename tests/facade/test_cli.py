@@ -195,6 +195,109 @@ def test_measure_refuses_a_picture_without_ending_before_it_reads(tmp_path, caps
     assert ".png" in _fails(capsys, "measure", tmp_path / "missing.pt", "--plot", "picture", status=2)
 
 
+def test_measure_over_a_grid_and_tolerances_writes_what_the_profile_holds(tmp_path, net, checkpoint, capsys):
+    files = {name: str(tmp_path / f"{name}.csv") for name in ("grid", "retained")}
+    options = ["--orders", "[0.2, 1.5]", "--tolerances", "[0.1, 0.3]"]
+    options += ["--grid_csv", files["grid"], "--retained_csv", files["retained"]]
+    assert run(["measure", str(checkpoint), *options]) == 0
+    assert "10" in capsys.readouterr().out
+    expected = ellq.measure(net, orders=(0.2, 1.5), tolerances=(0.1, 0.3))
+    for name, frame in (("grid", expected.by_order()), ("retained", expected.retained)):
+        written = pd.read_csv(files[name])
+        assert list(written) == list(frame)
+        number = "quasinorm" if name == "grid" else "retained"
+        np.testing.assert_array_equal(written[number].to_numpy(), frame[number].to_numpy())
+
+
+@pytest.mark.parametrize("kind", ["quantiles", "depth", "orders", "curves"])
+def test_measure_draws_every_kind(tmp_path, checkpoint, kind):
+    picture = tmp_path / "p.svg"
+    assert run(["measure", str(checkpoint), "--orders", "[0.2]", "--plot", str(picture), "--kind", kind]) == 0
+    assert b"</svg>" in picture.read_bytes()
+
+
+def test_measure_writes_a_page_that_needs_nothing_else(tmp_path, checkpoint):
+    page = tmp_path / "page.html"
+    assert run(["measure", str(checkpoint), "--tolerances", "[0.1]", "--report", str(page)]) == 0
+    text = page.read_text(encoding="utf-8")
+    assert "net.safetensors" in text
+    assert text.count("data:image/svg+xml") == 4
+    assert "Fewest weights" in text
+    assert "http://" not in text.replace("http://www.w3.org", "")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--orders", "[3]"], "orders"),
+        (["--orders", "[0.5, 0.5]"], "twice"),
+        (["--tolerances", "[1.5]"], "tolerances"),
+        (["--grid_csv", "g.csv"], "--orders"),
+        (["--retained_csv", "g.csv"], "--tolerances"),
+        (["--plot", "p.png", "--kind", "orders"], "--orders"),
+        (["--plot", "p.gif"], ".png"),
+    ],
+)
+def test_measure_refuses_wrong_usage_before_it_reads(options, said, capsys):
+    assert said in _fails(capsys, "measure", "nowhere.safetensors", *options, status=2)
+
+
+# --- compare, trajectory, histogram ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def halved(tmp_path, net):
+    path = tmp_path / "halved.safetensors"
+    pruned = ellq.prune(net, method="lq", sparsity=0.5)
+    save_file(pruned.state_dict(), str(path))
+    return path
+
+
+def test_compare_says_which_is_more_compressible(tmp_path, checkpoint, halved, capsys):
+    options = ["--paired", "true", "--json", str(tmp_path / "c.json"), "--csv", str(tmp_path / "c.csv")]
+    assert run(["compare", str(halved), str(checkpoint), *options, "--plot", str(tmp_path / "c.png")]) == 0
+    assert "halved is more compressible" in " ".join(capsys.readouterr().out.split())
+    assert json.loads((tmp_path / "c.json").read_text())
+    assert len(pd.read_csv(tmp_path / "c.csv")) == 3
+    assert (tmp_path / "c.png").stat().st_size > 1000
+
+
+def test_compare_names_what_differs(tmp_path, checkpoint, capsys):
+    other = tmp_path / "other.safetensors"
+    save_file(nn.Sequential(nn.Flatten(), nn.Linear(64, 21), nn.ReLU(), nn.Linear(21, 10)).state_dict(), str(other))
+    assert "1.weight" in _fails(capsys, "compare", checkpoint, other)
+    assert "confidence" in _fails(capsys, "compare", checkpoint, checkpoint, "--confidence", "1.5", status=2)
+
+
+def test_trajectory_follows_files_in_order(tmp_path, checkpoint, halved, capsys):
+    assert run(["trajectory", str(checkpoint), str(halved), "--csv", str(tmp_path / "t.csv")]) == 0
+    frame = pd.read_csv(tmp_path / "t.csv")
+    assert frame["step"].drop_duplicates().tolist() == ["net", "halved"]
+    capsys.readouterr()
+    assert "files" in _fails(capsys, "trajectory", status=2)
+
+
+def test_histograms_of_parts_merge_to_the_bits_of_one_pass(tmp_path, checkpoint, capsys):
+    whole, merged, parts = tmp_path / "whole", tmp_path / "merged", [str(tmp_path / f"part{i}") for i in range(3)]
+    assert run(["histogram", "make", str(checkpoint), "--save", str(whole), "--plot", str(tmp_path / "h.png")]) == 0
+    for i, part in enumerate(parts):
+        assert run(["histogram", "make", str(checkpoint), "--part", f"[{i}, 3]", "--save", part]) == 0
+    options = ["--tolerances", "[0.1]", "--retained_csv", str(tmp_path / "r.csv"), "--csv", str(tmp_path / "m.csv")]
+    options += ["--orders", "[0.3, 0.5]", "--curves_csv", str(tmp_path / "c.csv")]
+    assert run(["histogram", "merge", *parts, "--save", str(merged), *options]) == 0
+    assert merged.read_bytes() == whole.read_bytes()
+    retained = pd.read_csv(tmp_path / "r.csv")
+    exact = ellq.measure(ellq.read_checkpoint(checkpoint), tolerances=(0.1,)).retained
+    exact = exact[exact["level"] != "unit"]["retained"].to_numpy()
+    assert (retained["retained_low"].to_numpy() <= exact).all()
+    assert (exact <= retained["retained_high"].to_numpy()).all()
+    assert set(pd.read_csv(tmp_path / "m.csv")["q"]) == {0.3, 0.5}
+    assert len(pd.read_csv(tmp_path / "c.csv"))
+    capsys.readouterr()
+    assert "part" in _fails(capsys, "histogram", "make", checkpoint, "--part", "[3, 3]", status=2)
+    assert "saved" in _fails(capsys, "histogram", "merge", checkpoint)
+
+
 # --- prune -----------------------------------------------------------------------------------------------------
 
 

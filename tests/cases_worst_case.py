@@ -63,7 +63,7 @@ OUTSIDE = [
     ("unit-box", {"x": np.array([3.1, 0.0, 0.0])}, "lies in the box"),
     ("unit-box", {"low": np.full(3, -np.inf)}, "which is finite"),
     ("unit-ball", {"removed": np.full(2, np.nan)}, "finite"),
-    ("unit-ball", {"order": 0.5}, "order of at least 1"),
+    ("unit-ball", {"order": 0.5}, "order from 1 to 500"),
     ("unit-ball", {"radius": 1.0}, "lies in the ball"),
     ("unit-ball", {"radius": np.inf}, "which is finite"),
     ("multilayer-box", {"layers": [(np.full((1, 4), np.nan), np.ones(1))]}, "finite"),

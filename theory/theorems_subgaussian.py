@@ -17,6 +17,7 @@ from ellq.theory.rounding import norm_error, product_error
 from ellq.theory.statements import Assumption, Case, Statement, register
 from ellq.theory.subgaussian import unit_error_subgaussian
 
+_RAREST = 1e-300
 _ENUMERATED = 12  # inputs whose signs are tried in all combinations
 
 # The (1 − δ)-quantile of |Z| for a 1-sub-Gaussian Z. A uniform variable is, with its own deviation.
@@ -78,7 +79,11 @@ LINEAR_UNIT_SUBGAUSSIAN = register(
         assumptions=(
             Assumption("finite", "what was removed is finite.", lambda case: bool(np.isfinite(case["removed"]).all())),
             Assumption("σ ≥ 0", "0 ≤ σ < ∞.", lambda case: 0 <= case["sigma"] < np.inf),
-            Assumption("0 < δ < 1", "the probability is between 0 and 1.", lambda case: 0 < case["delta"] < 1),
+            Assumption(
+                "0 < δ < 1",
+                f"the probability is between 0 and 1, and at least {_RAREST:g}, whose quantiles float64 resolves.",
+                lambda case: _RAREST <= case["delta"] < 1,
+            ),
             Assumption(
                 "known law",
                 "the inputs' law is one whose quantiles are known: gaussian, signs or uniform, depending in the worst"

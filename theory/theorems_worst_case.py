@@ -6,7 +6,7 @@ import numpy as np
 import sympy
 
 from ellq.theory import families
-from ellq.theory.arguments import Array
+from ellq.theory.arguments import GREATEST_ORDER, Array
 from ellq.theory.measures import lq_quasinorm
 from ellq.theory.notation import NamedQuantity
 from ellq.theory.propagation import unit_error_l1
@@ -113,7 +113,11 @@ UNIT_BALL = register(
         status="classical",
         assumptions=(
             finite_removed,
-            Assumption("1 ≤ p", "the ball has an order of at least 1.", lambda case: case["order"] >= 1),
+            Assumption(
+                "1 ≤ p",
+                f"the ball has an order from 1 to {GREATEST_ORDER:g}, or ∞.",
+                lambda case: 1 <= case["order"] <= GREATEST_ORDER or case["order"] == np.inf,
+            ),
             Assumption(
                 "‖x‖_p ≤ R",
                 "the input lies in the ball, which is finite.",

@@ -19,7 +19,7 @@ def _unit(rng):
     return {
         "removed": random_vector(rng, int(rng.integers(1, 11 if law == "signs" else 30)), MODERATE),
         "sigma": float(10.0 ** rng.uniform(-3, 3)) * float(rng.random() < 0.95),
-        "delta": float(rng.choice([rng.uniform(1e-3, 1 - 1e-3), 10.0 ** -rng.uniform(0.01, 307), 1 - 1e-12])),
+        "delta": float(rng.choice([rng.uniform(1e-3, 1 - 1e-3), 10.0 ** -rng.uniform(0.01, 299), 1 - 1e-12])),
         "law": law,
         "dependence": dependence,
     }

@@ -84,13 +84,15 @@ class LazyTensors(Mapping[str, torch.Tensor]):
     """Tensors that are read from their safetensors file each time they are asked for.
 
     Attributes:
-        places: name → (open file, name in that file).
+        places: name → (file, name in that file).
     """
 
-    places: Mapping[str, tuple[Any, str]]
+    places: Mapping[str, tuple[Path, str]]
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        handle, stored = self.places[name]
+        file, stored = self.places[name]
+        # Opened each time: an open file keeps the pages of all that was read from it.
+        handle: Any = safe_open(file, framework="pt", device="cpu")
         tensor: torch.Tensor = handle.get_tensor(stored)
         return tensor
 
@@ -186,7 +188,7 @@ def stored_tensors(path: str | os.PathLike[str]) -> dict[str, StoredTensor]:
 
 
 def _lazy(file: Path, shards: Iterable[Path]) -> LazyTensors:
-    stored: dict[str, Any] = {}
+    stored: dict[str, Path] = {}
     for shard in shards:
         try:
             handle: Any = safe_open(shard, framework="pt", device="cpu")
@@ -194,7 +196,7 @@ def _lazy(file: Path, shards: Iterable[Path]) -> LazyTensors:
             raise ValueError(
                 f"{shard} is truncated or no safetensors file ({error}). Save or download it again."
             ) from None
-        stored |= dict.fromkeys(handle.keys(), handle)
+        stored |= dict.fromkeys(handle.keys(), shard)
     if not stored:
         raise ValueError(f"{file} holds no tensors. Choose a checkpoint with weights.")
     names = sorted(stored, key=_natural)

@@ -73,6 +73,11 @@ def compare(
     """
     confidence = open_fraction(confidence, "confidence")
     resamples = count(resamples, "resamples", low=99, high=10**7)
+    if (1 - confidence) / 2 * (resamples + 1) < 1:
+        raise ValueError(
+            f"resamples={resamples} is too few for confidence={confidence:g}. Choose at least"
+            f" {math.ceil(2 / (1 - confidence)) - 1}."
+        )
     seed = count(seed, "seed", low=0, high=2**63 - 1)
     names = _checked_names(names)
     profiles = [_measured(source, q, name) for source, name in zip((first, second), names, strict=True)]
@@ -313,7 +318,7 @@ class _Draws:
             # A draw of equal units has no spread of its own: infinitely far from the mean, or at it.
             ratios = np.where(self.shifts == 0, 0.0, self.shifts / np.sqrt(self.variances))
         ratios.sort()
-        below = max(math.floor((1 - confidence) / 2 * (len(ratios) + 1)), 1)
+        below = math.floor((1 - confidence) / 2 * (len(ratios) + 1) + 1e-9)
         error = math.sqrt(self.variance)
         low, high = self.difference - error * ratios[-below], self.difference - error * ratios[below - 1]
         return self.difference, float(max(low, -1.0)), float(min(high, 1.0))  # shares differ by 1 at most

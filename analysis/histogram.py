@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,13 +23,13 @@ from torch import nn
 from ellq.analysis.checkpoints import LazyTensors, StoredTensor, read_checkpoint, stored_tensors
 from ellq.analysis.curves import ORDERS, POINTS, curve_arguments, curve_table
 from ellq.analysis.files import write_bytes, write_text
-from ellq.analysis.grids import tolerance_grid
+from ellq.analysis.grids import order_grid, tolerance_grid
 from ellq.analysis.profile import LayerShape
 from ellq.analysis.progress import track
 from ellq.analysis.retained import narrow_histogram, retained_enclosed
 from ellq.analysis.tables import MODEL, ResultTable, plain_rows, remarks_on_weights
 from ellq.analysis.weights import weight_matrices
-from ellq.theory.arguments import count, order_below_one
+from ellq.theory.arguments import count
 from ellq.theory.histogram import Enclosure, MagnitudeHistogram, Part
 from ellq.theory.workers import in_threads
 
@@ -157,24 +158,22 @@ class HistogramProfile:
 
         Columns: ``level`` (layer or model), ``layer``, ``q``, ``size``, ``nonzeros``, and of ``max_abs``,
         ``quasinorm`` ‖w‖_q, ``sparsity_index`` SI_q, ``pq_index`` I_{q,1} and ``effective_count`` N_{q,1} the lower
-        and upper end of an enclosure, ending in ``_low`` and ``_high``. A zero vector has NaN indices.
+        and upper end of an enclosure, ending in ``_low`` and ``_high``. Above q = 1 the last two are I_{1,q} and
+        N_{1,q} and there is no SI_q; at q = 1 there is none of the three. A zero vector has NaN indices. A quasi-norm
+        beyond float64 (very small q) lies between its largest value and infinity.
 
         Args:
-            orders: orders of the quasi-norm, each 0 < q < 1.
+            orders: distinct orders of the quasi-norm, each 0 < q ≤ 2.
 
         Raises:
-            ValueError: an order outside (0, 1).
-            OverflowError: a quasi-norm exceeds float64 because its order is very small.
+            TypeError: ``orders`` is no sequence of numbers.
+            ValueError: an order out of range or given twice.
         """
-        rows = []
-        for q in [order_below_one(q) for q in orders]:
-            for level, name, histogram in self._vectors():
-                try:
-                    ends = _measures(histogram, q)
-                except OverflowError as error:
-                    where = f"layer {name!r}" if name else "the whole model"
-                    raise OverflowError(f"{where}: {error}") from None
-                rows.append((level, name, q, histogram.size, histogram.nonzeros, *ends))
+        rows = [
+            (level, name, q, histogram.size, histogram.nonzeros, *_measures(histogram, q))
+            for q in order_grid(orders)
+            for level, name, histogram in self._vectors()
+        ]
         columns = ["level", "layer", "q", "size", "nonzeros"]
         columns += [f"{measure}_{end}" for measure in _MEASURES for end in Enclosure._fields]
         return pd.DataFrame(rows, columns=columns)
@@ -223,7 +222,7 @@ class HistogramProfile:
         write_text(path, self.frame(orders).to_csv(index=False, lineterminator="\n"))
 
     def to_json(self, path: str | os.PathLike[str] | None = None, orders: Sequence[float] = (0.5,)) -> str:
-        """Return ``frame`` as JSON, a list of rows; a missing value is null.
+        """Return ``frame`` as JSON, a list of rows; a missing value, and infinity, is null.
 
         Args:
             path: where to write it as well, whole or not at all.
@@ -233,6 +232,7 @@ class HistogramProfile:
             OSError: the place cannot be written.
         """
         frame = self.frame(orders)
+        frame = frame.replace([math.inf], math.nan)
         rows = [dict(zip(frame, row, strict=True)) for row in plain_rows(frame)]
         text = json.dumps(rows, allow_nan=False, ensure_ascii=False)
         if path is not None:
@@ -371,12 +371,18 @@ class HistogramProfile:
 
 def _measures(histogram: MagnitudeHistogram, q: float) -> list[float]:
     """Return both ends of every measure of a table's row."""
+    missing = Enclosure(math.nan, math.nan)
+    low, high = min(q, 1.0), max(q, 1.0)
+    try:
+        norm = histogram.quasinorm(q)
+    except OverflowError:
+        norm = Enclosure(sys.float_info.max, math.inf)
     enclosures = (
         histogram.largest,
-        histogram.quasinorm(q),
-        histogram.sparsity_index(q),
-        histogram.pq_index(q, 1.0),
-        histogram.effective_count(q, 1.0),
+        norm,
+        histogram.sparsity_index(q) if q < 1 else missing,
+        histogram.pq_index(low, high) if q != 1 else missing,
+        histogram.effective_count(low, high) if q != 1 else missing,
     )
     return [end for enclosure in enclosures for end in enclosure]
 

@@ -132,6 +132,7 @@ class _Candidate:
     identity: Hashable | None = None
     transposed_groups: int = 0  # of a ConvTranspose; 0 where units lie along the first axis
     unreadable: str = ""
+    blocks: tuple[str, ...] = ()  # what equal stretches of the units are, in order
 
 
 def _of_module(model: nn.Module) -> Iterator[_Candidate]:
@@ -157,12 +158,25 @@ def _of_module(model: nn.Module) -> Iterator[_Candidate]:
             elif isinstance(module, nn.MultiheadAttention) and local in ("bias_k", "bias_v"):
                 continue  # biases, though of three dimensions
             else:
-                yield replace(candidate, transposed_groups=groups if local == "weight" else 0)
+                own_groups = groups if local == "weight" else 0
+                yield replace(candidate, transposed_groups=own_groups, blocks=_blocks(module, local))
         if _is_quantised(module):
             if callable(weight := getattr(module, "weight", None)):
                 yield _Candidate(f"{prefix}weight", weight, (id(module), "weight"))
             else:
                 yield _Candidate(path, lambda: None, unreadable="packed weights that cannot be read")
+
+
+def _blocks(module: nn.Module, name: str) -> tuple[str, ...]:
+    """Return what the equal stretches of a packed weight's rows are: projections of attention, gates of an RNN."""
+    if isinstance(module, nn.MultiheadAttention) and name == "in_proj_weight":
+        return ("query", "key", "value")
+    if name.startswith(("weight_ih", "weight_hh")):
+        if isinstance(module, nn.LSTM | nn.LSTMCell):
+            return ("input gate", "forget gate", "cell", "output gate")
+        if isinstance(module, nn.GRU | nn.GRUCell):
+            return ("reset gate", "update gate", "new")
+    return ()
 
 
 def _of_mapping(state: Mapping[str, Any]) -> Iterator[_Candidate]:
@@ -246,6 +260,10 @@ def _read(candidate: _Candidate) -> WeightMatrix:
     else:
         array = np.asarray(value, dtype=np.float64)
     refuse_nonfinite(array, f"Weight {candidate.name!r}")
+    if candidate.blocks:
+        each = len(array) // len(candidate.blocks)
+        parts = (f"{i * each}–{(i + 1) * each - 1} {name}" for i, name in enumerate(candidate.blocks))
+        note = "; ".join(filter(None, (note, f"units {', '.join(parts)}")))
     units = to_unit_rows(array, candidate.transposed_groups)
     units.flags.writeable = False  # a float64 weight is not copied
     return WeightMatrix(candidate.name, tuple(array.shape), units, note)

@@ -48,6 +48,8 @@ def measure_checkpoint(
     from ellq.analysis import draw_curves, error_curves, measure, read_checkpoint
 
     _picture_format(plot)
+    if kind != "units" and not plot:
+        raise UsageError(f"kind={kind!r} says what to draw. Give --plot.")
     if grid_csv and not orders:
         raise UsageError("grid_csv needs the orders of the grid. Give --orders.")
     if retained_csv and not tolerances:
@@ -103,6 +105,13 @@ def compare_checkpoints(
     from ellq.analysis import compare, read_checkpoint
 
     _picture_format(plot)
+    if resamples < 99:
+        raise UsageError(f"resamples={resamples} is too few. Choose at least 99.")
+    if (1 - confidence) / 2 * (resamples + 1) < 1:
+        raise UsageError(f"confidence={confidence:g} needs more than {resamples} resamples. Give --resamples.")
+    names = (Path(first).stem, Path(second).stem)
+    if names[0] == names[1]:
+        names = (first, second) if first != second else (f"{first} (first)", f"{second} (second)")
     compared = compare(
         read_checkpoint(first),
         read_checkpoint(second),
@@ -110,7 +119,7 @@ def compare_checkpoints(
         confidence=confidence,
         resamples=resamples,
         paired=paired,
-        names=(first, second) if Path(first).stem == Path(second).stem else (Path(first).stem, Path(second).stem),
+        names=names,
         seed=seed,
     )
     if csv:
@@ -182,8 +191,7 @@ def histogram_make(
     _picture_format(plot)
     if not 0 <= part[0] < part[1]:
         raise UsageError(f"part={list(part)} is no share. Give [i, n] with 0 <= i < n.")
-    if retained_csv and not tolerances:
-        raise UsageError("retained_csv needs tolerances. Give --tolerances.")
+    _check_histogram_options(orders, csv, tolerances, retained_csv)
     _report_histogram(
         histogram_profile(file, by_layer=by_layer, part=part),
         save=save,
@@ -221,8 +229,7 @@ def histogram_merge(
     from ellq.analysis import HistogramProfile
 
     _picture_format(plot)
-    if retained_csv and not tolerances:
-        raise UsageError("retained_csv needs tolerances. Give --tolerances.")
+    _check_histogram_options(orders, csv, tolerances, retained_csv)
     _report_histogram(
         HistogramProfile.merge(HistogramProfile.load(file) for file in files),
         save=save,
@@ -233,6 +240,15 @@ def histogram_merge(
         curves_csv=curves_csv,
         plot=plot,
     )
+
+
+def _check_histogram_options(
+    orders: list[float] | None, csv: str | None, tolerances: list[float] | None, retained_csv: str | None
+) -> None:
+    if bool(retained_csv) != bool(tolerances):
+        raise UsageError("What must be retained needs both. Give --tolerances and --retained_csv.")
+    if orders and not csv:
+        raise UsageError("orders are those of the table. Give --csv.")
 
 
 def _report_histogram(
@@ -387,16 +403,14 @@ def theory_show(id: str) -> None:
     """
     from sympy import pretty
 
-    from ellq.theory import statement
-
-    shown = statement(id)
+    shown = _statement(id)
     print(f"{shown.id}: {shown.title}\n")
     print(pretty(shown.formula(), use_unicode=True, num_columns=100), end="\n\n")
     print(f"LaTeX:   {shown.latex()}")
     print(f"assumes: {' '.join(assumption.sentence for assumption in shown.assumptions)}")
     print(f"status:  {shown.status}")
     print(f"source:  {shown.reference}")
-    print("falsified by: a case that meets the assumptions and whose observed side exceeds the bound beyond rounding")
+    print(f"falsified by: {shown.falsifier()}")
 
 
 def theory_check(id: str, cases: PositiveInt = 10_000, seed: NonNegativeInt = 0, csv: str | None = None) -> None:
@@ -411,15 +425,15 @@ def theory_check(id: str, cases: PositiveInt = 10_000, seed: NonNegativeInt = 0,
     from rich.table import Table
 
     from ellq.analysis import track, write_text
-    from ellq.theory import attack, registry, statement
+    from ellq.theory import attack, registry
 
     table = Table("statement", "cases", "violations", "least bound ÷ observed")
     lines = ["statement,seed,cases,violations,least_bound_over_observed"]
     broken = []
-    for target in registry().values() if id == "all" else [statement(id)]:
+    for target in registry().values() if id == "all" else [_statement(id)]:
         bar = partial(track, description=f"attacking {target.id}")
         found = attack(target, cases=cases, seed=seed, progress=bar)
-        table.add_row(found.statement, f"{found.cases:,}", f"{found.violations:,}", f"{found.tightest:.6g}")
+        table.add_row(found.statement, f"{found.cases:,}", f"{found.violations:,}", _near_one(found.tightest))
         lines.append(f"{found.statement},{seed},{found.cases},{found.violations},{found.tightest:.9g}")
         if csv:
             write_text(csv, "\n".join(lines) + "\n")
@@ -427,6 +441,19 @@ def theory_check(id: str, cases: PositiveInt = 10_000, seed: NonNegativeInt = 0,
     _print(table)
     if broken:
         raise ValueError(f"{broken[0].statement} is violated: {broken[0].verdict} on {broken[0].worst}")
+
+
+def _statement(id: str) -> Any:
+    from ellq.theory import statement
+
+    try:
+        return statement(id)
+    except KeyError as error:
+        raise UsageError(str(error.args[0])) from error
+
+
+def _near_one(ratio: float) -> str:
+    return f"1 + {ratio - 1:.2g}" if 0 <= ratio - 1 < 1e-4 else f"{ratio:.6g}"
 
 
 def _build(path: str) -> Any:

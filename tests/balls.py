@@ -8,8 +8,8 @@ from flint import arb, ctx
 
 import oracles_measures
 from ellq.theory import skeleton_residual
+from ellq.theory.input_moments import second_moments
 from ellq.theory.reweighting import reweight
-from ellq.theory.second_moments import second_moments
 
 BITS = 400
 

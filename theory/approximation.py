@@ -18,7 +18,6 @@ from ellq.theory.arguments import (
     real_number,
     rising_orders,
 )
-from ellq.theory.measures import effective_count
 from ellq.theory.power_sums import PowerSums, power_sums, scaled_root
 from ellq.theory.rounding import UNIT_ROUNDOFF, log_error, outward
 
@@ -543,7 +542,8 @@ def retained_necessary(w: npt.ArrayLike, ratio: float, *, p: float, q: float) ->
         q: the upper order, finite.
 
     Returns:
-        A lower bound on the count, in [0, d]; rounded down in the last digits so that it stays one.
+        A lower bound on the count, in [0, d]; rounded down in the last digits so that it stays one. 0 where p and q
+        are so nearly equal that rounding leaves nothing.
 
     Raises:
         TypeError: an argument is not a real number.
@@ -559,7 +559,7 @@ def retained_necessary(w: npt.ArrayLike, ratio: float, *, p: float, q: float) ->
     share: float = (1 + eta) ** (-q / (q - p))
     if share < np.finfo(np.float64).tiny:  # subnormal, hence inaccurate; 0 is a lower bound too
         share = 0.0
-    return float(effective_count(vector, p, q)) * share / (1 + _count_error(vector.size, p, q))
+    return _effective_count(vector, p, q) * share / (1 + _count_error(vector.size, p, q))
 
 
 def retained_sufficient(w: npt.ArrayLike, tol: float, *, p: float, q: float) -> float:
@@ -577,7 +577,8 @@ def retained_sufficient(w: npt.ArrayLike, tol: float, *, p: float, q: float) -> 
         q: the upper order, in which the tail is measured, finite.
 
     Returns:
-        The count as a real number, rounded up in the last digits; keep at least its ceiling.
+        The count as a real number, rounded up in the last digits; keep at least its ceiling. Infinite where that is
+        beyond float64, or p and q are so nearly equal that rounding leaves nothing.
 
     Raises:
         TypeError: an argument is not a real number.
@@ -590,8 +591,15 @@ def retained_sufficient(w: npt.ArrayLike, tol: float, *, p: float, q: float) -> 
     tolerance = open_fraction(tol, "tol")
     share = p / q
     log_factor = (p * math.log(share) - p * q * math.log(tolerance)) / (q - p) + math.log1p(-share)
-    bound = float(effective_count(vector, p, q)) * math.exp(min(log_factor, 700.0))
-    return float(outward(bound, _count_error(vector.size, p, q)))
+    error = _count_error(vector.size, p, q)
+    if log_factor > 690 or error > 1e15:
+        return math.inf if vector.any() else 0.0
+    return float(outward(_effective_count(vector, p, q) * math.exp(log_factor), error))
+
+
+def _effective_count(vector: Array, p: float, q: float) -> float:
+    # Not the measure, which refuses orders that are nearly equal: here the error is taken into account.
+    return float(power_sums(vector, (p, q)).effective_count(p, q))
 
 
 def _count_error(size: int, p: float, q: float) -> float:
@@ -600,4 +608,5 @@ def _count_error(size: int, p: float, q: float) -> float:
     # by at most (p + q)/(q − p) and whose logarithms stay below 750.
     in_sums = (size + 8) * (p + q)
     in_logarithms = 8 * (q * (math.log(size) + p) + p * (math.log(size) + q))
-    return log_error((in_sums + in_logarithms + 8 * (p + q)) / (q - p) + 8 * math.log(size) + 4 * 750)
+    units = (in_sums + in_logarithms + 8 * (p + q)) / (q - p) + 8 * math.log(size) + 4 * 750
+    return log_error(units) if units < 2.0**58 else math.inf

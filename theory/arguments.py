@@ -31,7 +31,10 @@ def real_number(value: object, name: str) -> float:
     """Return ``value`` as a float; strings, lists, booleans and NaN are refused by name."""
     if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be one real number, got {type(value).__name__} {value!r}.")
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:
+        raise ValueError(f"{name} is beyond float64. Pass a smaller number.") from None
     if math.isnan(number):
         raise ValueError(f"{name} is NaN. Pass a number.")
     return number
@@ -94,6 +97,8 @@ def count(value: object, name: str, *, low: int, high: int) -> int:
     if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Integral):
         raise TypeError(f"{name} must be a whole number, got {type(value).__name__} {value!r}.")
     number = int(value)
+    if high < low:
+        raise ValueError(f"{name}={number} is impossible: there is nothing to choose from. Pass more entries.")
     if not low <= number <= high:
         raise ValueError(f"{name}={number} is outside [{low}, {high}]. Choose {low} <= {name} <= {high}.")
     return number
@@ -104,7 +109,7 @@ def finite_array(values: npt.ArrayLike, name: str, *, ndim: int | None = None) -
 
     A torch tensor may have any real dtype, layout and device, and may require gradients.
     """
-    array = _tensor_data(values, name) if is_tensor(values) else np.asarray(values)
+    array = _tensor_data(values, name) if is_tensor(values) else _plain_data(values, name)
     if array.dtype.kind not in "fiub":
         raise TypeError(f"{name} must be an array of real numbers, got dtype {array.dtype}.")
     if np.ma.is_masked(values):
@@ -115,6 +120,13 @@ def finite_array(values: npt.ArrayLike, name: str, *, ndim: int | None = None) -
         raise ValueError(f"{name} has {array.ndim} dimensions, expected {ndim}.")
     refuse_nonfinite(array, name)
     return array
+
+
+def _plain_data(values: npt.ArrayLike, name: str) -> npt.NDArray[Any]:
+    try:
+        return np.asarray(values)
+    except ValueError as error:
+        raise ValueError(f"{name} is no array of numbers ({error}). Give every row as many entries.") from None
 
 
 def is_tensor(value: object) -> TypeGuard[torch.Tensor]:

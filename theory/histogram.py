@@ -51,7 +51,7 @@ class Threshold(NamedTuple):
     Attributes:
         low: lower end of the k-th largest magnitude.
         high: its upper end; both ∞ for k = 0.
-        above: entries larger than ``high``; fewer than k unless k = 0.
+        above: entries certainly larger than ``high``; fewer than k unless k = 0.
         within: entries in bins that meet [low, high]; ``above + within`` ≥ k.
     """
 

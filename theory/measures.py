@@ -26,6 +26,8 @@ from ellq.theory.arguments import (
 from ellq.theory.power_sums import power_sums, scaled_magnitudes, scaled_root
 from ellq.theory.rounding import log_error, norm_error
 
+_NEAREST = 5e-10  # orders nearer to each other, relatively, leave nothing but rounding of the effective count
+
 
 @tensor_for_tensor
 def lq_quasinorm(w: npt.ArrayLike, q: float, axis: int = -1) -> Array:
@@ -267,7 +269,8 @@ def effective_count(w: npt.ArrayLike, p: float, q: float, axis: int = -1) -> Arr
 
     The Hill number of order q/p of |w_i|^p; N_{1,2} is the participation ratio, also called numerical sparsity.
     Smaller means sparser. Ignores scale, order, signs and appended zeros; m copies of w have m times the count.
-    Does not increase with p nor with q. 0 for the zero vector.
+    Does not increase with p nor with q, up to its relative error of at most some (d + 16)·2⁻⁵³·(p + q)/(q − p). 0 for
+    the zero vector.
 
     Args:
         w: real array or tensor with d ≥ 1 entries along ``axis``, finite.
@@ -280,11 +283,17 @@ def effective_count(w: npt.ArrayLike, p: float, q: float, axis: int = -1) -> Arr
 
     Raises:
         TypeError: an order is not a real number, or ``w`` is not numeric.
-        ValueError: not 0 < p < q, an empty axis, or a NaN or infinite entry.
+        ValueError: not 0 < p < q, orders so nearly equal that rounding decides, an empty axis, or a NaN or infinite
+            entry.
 
     Reference: ours, from the bound of Diao et al. 2023 (arXiv 2302.05601, Theorem 2) at η = 0.
     """
     p, q = rising_orders(p, q, ("p", "q"))
+    if q - p < _NEAREST * q:
+        raise ValueError(
+            f"p={p:.17g} and q={q:.17g} are too near each other for float64. Choose q - p >= {_NEAREST:g}·q, or take"
+            " entropy_effective_count, the limit at 1."
+        )
     return power_sums(w, (p, q), axis=axis).effective_count(p, q)
 
 
@@ -351,8 +360,8 @@ def hoyer(w: npt.ArrayLike, axis: int = -1) -> Array:
         (√d − ‖w‖_1/‖w‖_2) / (√d − 1) = I_{1,2}(w) / (1 − 1/√d)        0 ≤ … ≤ 1
 
     0 for equal magnitudes, 1 for one non-zero entry: the PQ index of orders 1 and 2, divided by its maximum. Ignores
-    scale, order and signs; falls when the whole vector is replicated, does not fall when a zero is appended. NaN for
-    the zero vector and for d = 1, where it is undefined.
+    scale, order and signs; never rises when the whole vector is replicated, does not fall when a zero is appended. NaN
+    for the zero vector and for d = 1, where it is undefined.
 
     Args:
         w: real array or tensor with d ≥ 1 entries along ``axis``, finite.

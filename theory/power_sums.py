@@ -14,7 +14,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from ellq.theory.arguments import Array, finite_array, positive_order
+from ellq.theory.arguments import Array, count, finite_array, positive_order
 
 _LOG2 = float(np.log(2.0))
 _SAFE = 2.0**-1000  # below this ratio to the largest entry, powers are taken through logarithms
@@ -50,7 +50,7 @@ class PowerSums:
             return self.largest
         norm = scaled_root(self.sums[q], q, self.exponent)
         # A single non-zero entry is its own norm; 1/q would magnify the rounding of its q-th power.
-        norm = np.where(self.nonzeros == 1, self.largest, norm)
+        norm = np.where(self.nonzeros == 1, self.largest, np.maximum(norm, self.largest))
         if np.isinf(norm).any():
             raise OverflowError(
                 f"‖w‖_q exceeds float64 for q={q:g} (its natural log is"
@@ -67,7 +67,8 @@ class PowerSums:
     def normalised_sparsity_index(self, q: float) -> Array:
         """Return size^(1/q − 1)‖w‖_1/‖w‖_q ≥ 1 for q < 1; NaN for a zero vector, infinite beyond float64."""
         with np.errstate(over="ignore"):
-            return np.asarray(np.exp(-self._log_evenness(q, 1.0)))
+            index = np.exp(-self._log_evenness(q, 1.0))
+            return np.asarray(np.minimum(index, self.size.astype(np.float64) ** (1 / q - 1)))
 
     def pq_index(self, p: float, q: float) -> Array:
         """Return 1 − size^(1/q − 1/p)‖w‖_p/‖w‖_q, in [0, 1); NaN for a zero vector."""
@@ -80,7 +81,9 @@ class PowerSums:
     def _log_evenness(self, p: float, q: float) -> Array:
         with np.errstate(divide="ignore", invalid="ignore"):
             log_ratio = np.log(self.sums[p] / self.size) / p - np.log(self.sums[q] / self.size) / q
-        return np.asarray(np.minimum(log_ratio, 0.0))
+            # With one non-zero entry the sums say nothing, and 1/p would magnify their rounding.
+            single = (1 / q - 1 / p) * np.log(self.size)
+        return np.asarray(np.where(self.nonzeros == 1, single, np.minimum(log_ratio, 0.0)))
 
     def effective_count(self, p: float, q: float) -> Array:
         """Return (‖w‖_p/‖w‖_q)^(pq/(q−p)), in [1, nonzeros]; 0 for a zero vector."""
@@ -218,6 +221,7 @@ def scaled_magnitudes(w: npt.ArrayLike, axis: int = -1) -> ScaledMagnitudes:
         ValueError: an empty axis, or a NaN or infinite entry.
     """
     array = np.atleast_1d(finite_array(w, "w"))
+    axis = count(axis, "axis", low=-array.ndim, high=array.ndim - 1)
     magnitude = np.abs(np.moveaxis(array, axis, -1))
     if magnitude.shape[-1] == 0:
         raise ValueError(f"w has no entries along axis {axis} (shape {array.shape}). Pass at least one.")

@@ -25,7 +25,7 @@ def unit_error_observed(removed: npt.ArrayLike, inputs: npt.ArrayLike) -> float:
         inputs: X, shape (n, d), n ≥ 1.
 
     Returns:
-        The error, in the units of the unit's output.
+        The error, in the units of the unit's output; infinite beyond float64.
 
     Raises:
         TypeError: an argument is not numeric.
@@ -38,7 +38,11 @@ def unit_error_observed(removed: npt.ArrayLike, inputs: npt.ArrayLike) -> float:
     X = sample_matrix(inputs)
     if X.shape[1] != v.size:
         raise ValueError(f"inputs has {X.shape[1]} columns but removed has {v.size} entries.")
-    return float(lq_quasinorm(X @ v, 2.0) / np.sqrt(len(X)))
+    # By powers of two to at most 1 in size, so that no product leaves float64 before the mean does.
+    of_v, of_X = (int(np.frexp(np.abs(part).max(initial=0.0))[1]) for part in (v, X))
+    change = lq_quasinorm(np.ldexp(X, -of_X) @ np.ldexp(v, -of_v), 2.0) / np.sqrt(len(X))
+    with np.errstate(over="ignore"):
+        return float(np.ldexp(change, of_v + of_X))
 
 
 def unit_error_l1(removed: npt.ArrayLike, scale: float) -> float:
@@ -53,7 +57,7 @@ def unit_error_l1(removed: npt.ArrayLike, scale: float) -> float:
         scale: B ≥ 0, in the units of the inputs.
 
     Returns:
-        The bound, in the units of the unit's output.
+        The bound, in the units of the unit's output; infinite beyond float64.
 
     Raises:
         TypeError: an argument is not numeric.
@@ -62,9 +66,9 @@ def unit_error_l1(removed: npt.ArrayLike, scale: float) -> float:
     Reference: triangle inequality; the linear-unit theorem of Yang et al. 2022 as reconstructed, case (a).
     """
     v = finite_array(removed, "removed", ndim=1)
-    return product_up(
-        nonnegative(scale, "scale"), float(outward(np.abs(v).sum(), norm_error(v.size, 1.0))) if v.any() else 0.0
-    )
+    with np.errstate(over="ignore"):
+        size = float(outward(np.abs(v).sum(), norm_error(v.size, 1.0))) if v.any() else 0.0
+    return product_up(nonnegative(scale, "scale"), size)
 
 
 def unit_error_lq(w: npt.ArrayLike, retained: int, *, q: float, scale: float) -> float:
@@ -111,7 +115,7 @@ def chain_error(
         lipschitz: ρ_l ≥ 0: Lipschitz constant of what follows the layer (activation, pooling), 1 for none.
 
     Returns:
-        E_1 … E_L, in the units of the activations.
+        E_1 … E_L, in the units of the activations; infinite beyond float64.
 
     Raises:
         ValueError: sequences of different lengths, or a negative or non-finite entry.
@@ -147,7 +151,7 @@ def unit_errors(local_errors: npt.ArrayLike, weights: npt.ArrayLike, errors: npt
         lipschitz: ρ ≥ 0 of what follows the layer.
 
     Returns:
-        e', shape (c,), in the units of the activations.
+        e', shape (c,), in the units of the activations; infinite beyond float64.
 
     Raises:
         TypeError: an argument is not numeric.
@@ -166,8 +170,9 @@ def unit_errors(local_errors: npt.ArrayLike, weights: npt.ArrayLike, errors: npt
     rho = nonnegative(lipschitz, "lipschitz")
     is_reached = (delta > 0) | ((W != 0) @ (e > 0))
     # Rounded up before ρ multiplies it, since each of the products may underflow.
-    change = outward(delta + np.abs(W) @ e, norm_error(e.size + 1, 1.0), underflows=e.size + 1)
-    return np.where(is_reached & (rho > 0), outward(rho * change, product_error(1)), 0.0)
+    with np.errstate(over="ignore", invalid="ignore"):
+        change = outward(delta + np.abs(W) @ e, norm_error(e.size + 1, 1.0), underflows=e.size + 1)
+        return np.where(is_reached & (rho > 0), outward(rho * change, product_error(1)), 0.0)
 
 
 def column_scale(inputs: npt.ArrayLike) -> Array:

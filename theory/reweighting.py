@@ -22,8 +22,8 @@ from ellq.theory.arguments import (
     order_below_one,
     refuse_mixed_devices,
 )
+from ellq.theory.input_moments import layer_errors, moment_matrix
 from ellq.theory.rounding import UNIT_ROUNDOFF, log_error, outward, product_error, product_up, tail_error
-from ellq.theory.second_moments import layer_errors, moment_matrix
 from ellq.theory.selection import Progress
 
 _SHARES = 8  # numbers of heavy entries are searched in steps of an eighth of the retained count

@@ -96,6 +96,13 @@ class Statement:
         # A result in the subnormal range is off by an absolute amount, besides.
         return Verdict(self.observed(**case), bound, bound * self.relative_error(**case) + LEAST)
 
+    def falsifier(self) -> str:
+        """Return what would falsify the claim, in a sentence."""
+        formula = self.formula()
+        sides = f"{formula.lhs} > {formula.rhs}" if isinstance(formula, sympy.LessThan) else f"not ({formula})"
+        assumed = " and ".join(assumption.name for assumption in self.assumptions)
+        return f"A case that meets its assumptions ({assumed}) and has {sides}, beyond what rounding explains."
+
     def latex(self) -> str:
         """Return the formula as LaTeX."""
         return str(sympy.latex(self.formula()))

@@ -14,9 +14,9 @@ import numpy.typing as npt
 
 from ellq.theory.approximation import stechkin_bound
 from ellq.theory.arguments import finite_array, nonnegative, open_fraction
+from ellq.theory.input_moments import unit_error_gram
 from ellq.theory.measures import lq_quasinorm
 from ellq.theory.rounding import norm_error, outward, product_error, product_up
-from ellq.theory.second_moments import unit_error_gram
 
 Dependence = Literal["any", "independent"]
 

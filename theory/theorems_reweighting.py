@@ -10,11 +10,11 @@ import sympy
 from ellq.theory import families
 from ellq.theory.approximation import best_term_error
 from ellq.theory.arguments import Array
+from ellq.theory.input_moments import moment_error, second_moments
 from ellq.theory.notation import NamedQuantity, finite_weights, k, keeps_some, norm_q, quasi_order
 from ellq.theory.propagation import column_scale, unit_error_observed
 from ellq.theory.reweighting import hilbert_sampling_bound, reweight, unit_error_resampled
 from ellq.theory.rounding import log_error, norm_error
-from ellq.theory.second_moments import moment_error, second_moments
 from ellq.theory.statements import Assumption, Case, Statement, register
 
 _FAR = 2.0**-900  # from here on, what underflows is far below every rounding

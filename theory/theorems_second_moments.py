@@ -7,16 +7,16 @@ import sympy
 
 from ellq.theory import families
 from ellq.theory.arguments import Array
-from ellq.theory.notation import NamedQuantity, finite_weights, k, keeps_some, norm_q, q
-from ellq.theory.propagation import column_scale, unit_error_l1, unit_error_observed
-from ellq.theory.rounding import norm_error
-from ellq.theory.second_moments import (
+from ellq.theory.input_moments import (
     gram_scale,
     moment_error,
     second_moments,
     unit_error_gram,
     unit_error_uncorrelated,
 )
+from ellq.theory.notation import NamedQuantity, finite_weights, k, keeps_some, norm_q, q
+from ellq.theory.propagation import column_scale, unit_error_l1, unit_error_observed
+from ellq.theory.rounding import norm_error
 from ellq.theory.statements import Assumption, Case, Statement, register
 from ellq.theory.theorems_propagation import removed_by_magnitude
 

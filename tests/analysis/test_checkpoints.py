@@ -6,6 +6,8 @@ import argparse
 import json
 import os
 import pickle
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -235,3 +237,23 @@ def test_a_missing_file_a_folder_an_unknown_ending_and_a_non_path_are_named(tmp_
         read_checkpoint(tmp_path / "a.npy")
     with pytest.raises(TypeError, match="path must be a file path, got dict"):
         read_checkpoint({})  # type: ignore[arg-type]
+
+
+_PEAK = """
+import sys
+from ellq.analysis import measure, read_checkpoint
+measure(read_checkpoint(sys.argv[1]))
+print(next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak memory from /proc")
+def test_measuring_takes_no_more_memory_for_more_tensors(tmp_path):
+    peaks = []
+    for tensors in (2, 12):
+        file = tmp_path / f"{tensors}.safetensors"
+        save_file({f"l{i}.weight": torch.ones(2048, 2048) for i in range(tensors)}, str(file))  # 16 MiB each
+        done = subprocess.run([sys.executable, "-c", _PEAK, str(file)], capture_output=True, text=True, check=True)
+        peaks.append(int(done.stdout.split()[-1]))
+    assert peaks[1] < peaks[0] + 40_000  # KiB; all tensors together have 160 MiB more

@@ -225,9 +225,26 @@ def test_only_safetensors_files_can_be_read_in_stretches(tmp_path: Path) -> None
         stored_tensors(tmp_path / "absent.safetensors")
 
 
-def test_an_overflow_names_the_layer() -> None:
-    with pytest.raises(OverflowError, match=r"layer 'w': .*exceeds float64"):
-        histogram_profile({"w": torch.full((40, 40), 1e30)}).frame((0.01,))
+def test_a_quasinorm_beyond_float64_is_enclosed_by_infinity() -> None:
+    profile = histogram_profile({"w": torch.full((40, 40), 1e30)})
+    row = profile.frame((0.01,)).iloc[0]
+    assert (row["quasinorm_low"], row["quasinorm_high"]) == (sys.float_info.max, math.inf)
+    assert row["pq_index_low"] <= 0 <= row["pq_index_high"]
+    assert json.loads(profile.to_json(orders=(0.01,)))[0]["quasinorm_high"] is None
+
+
+def test_the_table_goes_beyond_order_one() -> None:
+    values = torch.randn(30, 40, generator=torch.Generator().manual_seed(0))
+    frame = histogram_profile({"w": values}).frame((1.0, 1.5))
+    exact = measure({"w": values}, orders=(1.0, 1.5)).by_order()
+    exact = exact[exact["level"] != "unit"]
+    enclosed, known = frame[frame["q"] == 1.5], exact[exact["q"] == 1.5]
+    for name in ("quasinorm", "pq_index", "effective_count"):
+        value = known[name].to_numpy()
+        assert (enclosed[f"{name}_low"].to_numpy() <= value * (1 + 1e-9)).all()
+        assert (value <= enclosed[f"{name}_high"].to_numpy() * (1 + 1e-9)).all()
+    assert frame.loc[frame["q"] == 1.0, "pq_index_low"].isna().all()
+    assert frame["sparsity_index_low"].isna().all()
 
 
 _PEAK = """

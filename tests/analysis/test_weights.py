@@ -389,3 +389,17 @@ def test_biases_of_attention_that_have_three_dimensions_are_no_weights():
     attention = nn.MultiheadAttention(8, 2, add_bias_kv=True)
     assert attention.bias_k is not None
     assert weight_matrices(attention).names == ("in_proj_weight", "out_proj.weight")
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "note"),
+    [
+        (nn.MultiheadAttention(4, 2), "in_proj_weight", "units 0–3 query, 4–7 key, 8–11 value"),
+        (nn.LSTM(3, 2), "weight_hh_l0", "units 0–1 input gate, 2–3 forget gate, 4–5 cell, 6–7 output gate"),
+        (nn.GRUCell(3, 2), "weight_ih", "units 0–1 reset gate, 2–3 update gate, 4–5 new"),
+        (nn.RNN(3, 2), "weight_ih_l0", ""),
+        (nn.MultiheadAttention(4, 2, kdim=3), "q_proj_weight", ""),
+    ],
+)
+def test_says_which_units_are_which_projection_or_gate(module, name, note):
+    assert {weight.name: weight.note for weight in weight_matrices(module)}[name] == note

@@ -236,6 +236,7 @@ def test_measure_writes_a_page_that_needs_nothing_else(tmp_path, checkpoint):
         (["--retained_csv", "g.csv"], "--tolerances"),
         (["--plot", "p.png", "--kind", "orders"], "--orders"),
         (["--plot", "p.gif"], ".png"),
+        (["--kind", "depth"], "--plot"),
     ],
 )
 def test_measure_refuses_wrong_usage_before_it_reads(options, said, capsys):
@@ -267,6 +268,10 @@ def test_compare_names_what_differs(tmp_path, checkpoint, capsys):
     save_file(nn.Sequential(nn.Flatten(), nn.Linear(64, 21), nn.ReLU(), nn.Linear(21, 10)).state_dict(), str(other))
     assert "1.weight" in _fails(capsys, "compare", checkpoint, other)
     assert "confidence" in _fails(capsys, "compare", checkpoint, checkpoint, "--confidence", "1.5", status=2)
+    assert "resamples" in _fails(capsys, "compare", checkpoint, checkpoint, "--resamples", "5", status=2)
+    few = ["--confidence", "0.999", "--resamples", "99"]
+    assert "resamples" in _fails(capsys, "compare", checkpoint, checkpoint, *few, status=2)
+    assert run(["compare", str(checkpoint), str(checkpoint)]) == 0
 
 
 def test_trajectory_follows_files_in_order(tmp_path, checkpoint, halved, capsys):
@@ -295,6 +300,8 @@ def test_histograms_of_parts_merge_to_the_bits_of_one_pass(tmp_path, checkpoint,
     assert len(pd.read_csv(tmp_path / "c.csv"))
     capsys.readouterr()
     assert "part" in _fails(capsys, "histogram", "make", checkpoint, "--part", "[3, 3]", status=2)
+    assert "--retained_csv" in _fails(capsys, "histogram", "make", checkpoint, "--tolerances", "[0.1]", status=2)
+    assert "orders" in _fails(capsys, "histogram", "make", "nowhere.st", "--csv", "a", "--orders", "[3]", status=2)
     assert "saved" in _fails(capsys, "histogram", "merge", checkpoint)
 
 
@@ -513,6 +520,7 @@ def test_theory_lists_and_shows_every_statement(capsys):
         shown = capsys.readouterr().out
         assert statement.latex() in shown
         assert statement.reference in shown
+        assert statement.falsifier() in shown
 
 
 def test_theory_check_attacks_one_or_all(capsys):
@@ -541,8 +549,8 @@ def test_theory_check_fails_when_a_statement_is_broken(monkeypatch, capsys):
 
 
 def test_theory_of_an_unknown_statement_lists_those_there_are(capsys):
-    assert "stechkin" in _fails(capsys, "theory", "show", "stechkins")
-    assert "stechkin" in _fails(capsys, "theory", "check", "stechkins")
+    assert "stechkin" in _fails(capsys, "theory", "show", "stechkins", status=2)
+    assert "stechkin" in _fails(capsys, "theory", "check", "stechkins", status=2)
 
 
 def test_theory_check_refuses_no_cases(capsys):

@@ -40,3 +40,12 @@ def test_every_statement_is_in_the_readme():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     for name in registry():
         assert f"| `{name}` |" in text, name
+
+
+def test_every_statement_is_proved_in_the_docs():
+    from ellq.theory import registry
+
+    pages = "".join(page.read_text(encoding="utf-8") for page in (ROOT / "docs").glob("theorems*.md"))
+    titles = " ".join(re.findall(r"(?m)^##+ (.*)$", pages))
+    for name in registry():
+        assert re.search(rf"(?<![\w-]){name}(?![\w-])", titles), name

@@ -575,7 +575,24 @@ def test_retained_sufficient_cannot_be_lowered_for_flat_vectors():
 @settings(max_examples=20, deadline=None)
 def test_retained_sufficient_may_exceed_the_size_where_it_says_nothing(q):
     assert retained_sufficient([1.0, 2.0, 3.0], 1e-9, p=q, q=1.0) > 0
-    assert retained_sufficient([1.0, 2.0, 3.0], 1e-9, p=1.0, q=1.0 + 1e-7) < math.inf
+    assert retained_sufficient([1.0, 2.0, 3.0], 1e-9, p=1.0, q=1.0 + 1e-7) == math.inf
+
+
+@pytest.mark.parametrize("w", [np.ones(60), np.array([1e150, 1.0, 1e-9])])
+def test_orders_a_rounding_apart_leave_bounds_that_say_nothing(w):
+    p, q = 300.0, math.nextafter(300.0, 301.0)
+    assert retained_necessary(w, 0.0, p=p, q=q) == 0
+    assert retained_sufficient(w, 0.5, p=p, q=q) == math.inf
+
+
+def test_bounds_hold_where_the_sum_of_many_powers_rounds_down():
+    # Equal terms: their sum of powers is known exactly, so that its rounding shows.
+    for d in (3000, 10_001, 65_537):
+        for x in (0.1, 0.3, 0.7):
+            w, q, k = np.full(d, x), 0.02, d // 2
+            weight = max(mpf(m - k) ** mpf(0.5) * mpf(m) ** (-1 / mpf(q)) for m in range(d - 50, d + 1))
+            exact = weight * mpf(d) ** (1 / mpf(q)) * mpf(x)
+            assert stechkin_bound_finite(w, k, q=q) >= exact
 
 
 @pytest.mark.parametrize("tol", [0.0, 1.0, -1.0, np.nan, "0.5", None])

@@ -41,7 +41,7 @@ def test_a_bound_one_percent_too_low_is_caught(name):
     assert not false.check(**found.worst).holds
 
 
-def test_a_sufficient_count_one_percent_too_low_is_caught():
+def test_a_sufficient_count_three_percent_too_low_is_caught():
     true = STATEMENTS["retained-sufficient"]
     false = replace(true, id="retained-sufficient-lowered", bound=lambda **case: 0.97 * true.bound(**case))
     assert attack(false, cases=10_000, seed=0).violations > 0

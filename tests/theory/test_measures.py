@@ -645,3 +645,35 @@ def test_integers_booleans_and_lists_are_measured_as_numbers():
     assert lq_quasinorm([True, False, True], 1.0) == 2
     assert lq_quasinorm(np.array([3, 4], dtype=np.int8), 2.0) == 5
     assert lq_quasinorm(7.0, 0.5) == 7
+
+
+@pytest.mark.parametrize("p", [1e-6, 0.3, 1.0])
+def test_measures_of_one_entry_are_exact(p):
+    assert pq_index([3.0], p, 500.0) == 0
+    assert normalised_sparsity_index([7.0, 0.0, 0.0], 0.1) <= 3.0**9
+    assert pq_index([7.0, 0.0, 0.0], 0.5, 1.0) == pytest.approx(1 - 1 / 3, abs=1e-15)
+
+
+def test_the_quasinorm_is_never_below_the_largest_entry():
+    assert lq_quasinorm([1e300, 1e-300], 0.3) >= 1e300
+
+
+def test_orders_that_leave_nothing_but_rounding_are_refused():
+    w = np.arange(1, 1001.0)
+    with pytest.raises(ValueError, match="too near each other"):
+        effective_count(w, 1.0, 1 + 2**-48)
+    limit = entropy_effective_count(w)
+    assert effective_count(w, 1.0, 1 + 1e-8) == pytest.approx(limit, rel=1e-4)
+
+
+@pytest.mark.parametrize(("axis", "error"), [(1.5, TypeError), (None, TypeError), (True, TypeError), (3, ValueError)])
+def test_an_axis_that_is_none_is_refused_by_name(axis, error):
+    with pytest.raises(error, match="axis"):
+        gini(np.ones((2, 2)), axis=axis)
+
+
+def test_what_is_no_array_or_beyond_float64_is_refused_by_name():
+    with pytest.raises(ValueError, match="w is no array"):
+        gini([[1.0], [1.0, 2.0]])
+    with pytest.raises(ValueError, match="q is beyond float64"):
+        lq_quasinorm([1.0], 10**400)

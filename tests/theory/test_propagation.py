@@ -211,3 +211,11 @@ def test_unit_errors_are_within_the_chain_bound(W, errors, delta):
 def test_unit_errors_refuse_bad_input(arguments):
     with pytest.raises(ValueError, match=r"shape|negative|nan"):
         unit_errors(*arguments)
+
+
+def test_errors_beyond_float64_are_infinite_without_a_warning():
+    assert unit_error_observed([1e200, 1.0], [[1e200, 0.0]]) == np.inf
+    assert unit_error_observed([1e200, 1.0], [[1e-200, 0.0]]) == pytest.approx(1.0)
+    assert unit_error_l1([1e308] * 10, 1.0) == np.inf
+    assert unit_errors([1e308], [[1e308, 1.0]], [1e308, 0.0], 1.0)[0] == np.inf
+    assert chain_error([1e308, 1e308], [1e308, 1e308], [1.0, 1.0])[-1] == np.inf

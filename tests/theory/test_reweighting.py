@@ -10,8 +10,8 @@ from mpmath import mpf
 
 import oracles
 from ellq.theory import best_term_error, best_term_errors, lq_quasinorm, stechkin_constant
+from ellq.theory.input_moments import moment_error, second_moments, unit_error_gram
 from ellq.theory.reweighting import hilbert_sampling_bound, reweight, unit_error_resampled
-from ellq.theory.second_moments import moment_error, second_moments, unit_error_gram
 from strategies import MODERATE, quasi_orders, random_features, random_vector, vectors
 
 SOME = settings(max_examples=80, deadline=None)
@@ -468,3 +468,12 @@ def test_bounds_before_measuring_refuse_bad_input_by_name(change, message):
 def test_hull_bound_refuses_an_order_outside_zero_and_one(q):
     with pytest.raises((TypeError, ValueError), match="q"):
         hilbert_sampling_bound([1.0, 2.0], 1, q=q, scale=1.0)
+
+
+def test_the_bound_covers_moments_that_are_off_by_the_stated_error():
+    # Independent inputs of equal weight: every pick is as bad as the average, so the bound is attained on true moments.
+    d, off = 5, 0.01
+    said = np.eye(d) + off * (1 - np.eye(d))
+    true = math.sqrt(d**2 - d)
+    assert reweight(np.ones(d), said, 1, heavy=0).bound < true
+    assert reweight(np.ones(d), said, 1, heavy=0, entry_error=off).bound >= true

@@ -6,7 +6,7 @@ from mpmath import mp, mpf
 
 import oracles
 from ellq.theory import Gram, column_scale, unit_error_l1, unit_error_observed, unit_errors
-from ellq.theory.second_moments import (
+from ellq.theory.input_moments import (
     gram_scale,
     layer_errors,
     layer_errors_observed,

@@ -53,6 +53,7 @@ def run_cases(
     places = [Path(folder) / f"{_digest(case, task)}.json" for case in cases]
     rows = [_read(place, case) for place, case in zip(places, cases, strict=True)]
     left = [i for i, known in enumerate(rows) if known is None]
+    jobs = min(jobs, max(len(left), 1))
     ended = _inline(compute, cases, left) if jobs == 1 else _in_processes(compute, cases, left, jobs)
     for i, found in track(ended, task, total=len(left)):
         # Through JSON either way, so that a resumed run returns what an unbroken one does.
@@ -87,9 +88,7 @@ def _in_processes(
 ) -> Iterator[tuple[int, Rows]]:
     others = set(multiprocessing.active_children())
     # Spawned: a forked process inherits locks that threads of this one may hold.
-    pool = ProcessPoolExecutor(
-        min(jobs, max(len(left), 1)), mp_context=multiprocessing.get_context("spawn"), initializer=_begin
-    )
+    pool = ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"), initializer=_begin)
     try:
         futures = {pool.submit(compute, cases[i]): i for i in left}
         for future in as_completed(futures):

@@ -25,6 +25,7 @@ from ellq.commands import (
     theory_check,
     theory_list,
     theory_show,
+    verify_id_on_nets,
 )
 
 
@@ -88,6 +89,7 @@ _GROUPS: dict[str, tuple[str, dict[str, Callable[..., None]]]] = {
         "Measure a checkpoint of any size in one pass, or merge the parts of such a pass.",
         {"make": histogram_make, "merge": histogram_merge},
     ),
+    "verify": ("Try theorems on nets, with inputs they have not seen.", {"id": verify_id_on_nets}),
     "figures": ("List the figures, or make one.", {"list": figures_list, "make": figures_make}),
     "theory": (
         "List the statements, show one, or attack them.",
@@ -145,7 +147,7 @@ def _command(config: Any) -> tuple[Callable[..., None], dict[str, Any]]:
     try:
         if "q" in values:
             order_below_one(values["q"])
-        for name in ("sparsity", "tol", "confidence"):
+        for name in ("sparsity", "tol", "confidence", "delta"):
             if values.get(name) is not None:
                 open_fraction(values[name], name)
         if values.get("orders") or values.get("tolerances"):

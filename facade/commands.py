@@ -383,6 +383,31 @@ def figures_make(name: str, out: str = "figures", seed: NonNegativeInt = 0) -> N
         print(path)
 
 
+def verify_id_on_nets(
+    out: str = "verification",
+    quick: bool = False,
+    jobs: PositiveInt = 1,
+    seed: NonNegativeInt = 0,
+    delta: float = 0.05,
+) -> None:
+    """Try the risk theorem of interpolative decomposition on many nets, with inputs it has not seen.
+
+    Args:
+        out: folder to write to; a run that was stopped goes on there.
+        quick: random nets and digits only; without it every data set on the machine and widths up to 4096, which
+            takes days.
+        jobs: how many processes.
+        seed: of everything random.
+        delta: probability with which each bound may fail.
+    """
+    from ellq.pruning import verify_id
+    from ellq.pruning.verify_nets import QUICK, full_grid
+
+    found = verify_id(out, grid=QUICK if quick else full_grid(), jobs=jobs, seed=seed, delta=delta)
+    print(found.verdicts.to_string(index=False))
+    print(f"Written: {out}")
+
+
 def theory_list() -> None:
     """List every registered statement with its status and source."""
     from rich.table import Table

@@ -16,8 +16,8 @@ from torch import nn
 from ellq.analysis import INK, PALETTE, new_figure, shared_look, track
 from ellq.paper_figures.digits import digits_splits, train_net
 from ellq.theory import Gram, output_aware, refit
+from ellq.theory.input_moments import moment_error, second_moments
 from ellq.theory.reweighting import reweight, unit_error_resampled
-from ellq.theory.second_moments import moment_error, second_moments
 
 LAW, NET = "power law", "digits"
 ORDER = 0.5  # the entries of the power law are i^(−1/q)
@@ -75,9 +75,9 @@ def unit_rows(net: nn.Sequential, inputs: torch.Tensor, counts: Sequence[int]) -
     for unit, w in track(list(enumerate(units)), "reweighting output units"):
         gram = Gram(w.size, 1)
         gram.update(features, (features @ w)[:, None])
-        G, R, energy = gram.moments(centred=False)
-        rms = float(np.sqrt(energy[0] / n))
-        refitted = np.sqrt(refit(gram, output_aware(G, R, max(counts)), intercept=False).errors / n)
+        columns = gram.columns(centred=False)
+        rms = float(np.sqrt(gram.moments(centred=False)[2][0] / n))
+        refitted = np.sqrt(refit(gram, output_aware(columns, max(counts)), intercept=False).errors / n)
         for k in counts:
             for method, heavy in ((DROPPING, k), (REWEIGHTING, None)):
                 found = reweight(w, moments, k, heavy=heavy, entry_error=moment_error(n))

@@ -6,6 +6,8 @@ from ellq.pruning.artefact import write_into as write_into
 from ellq.pruning.chain_bounds import chain_bounds as chain_bounds
 from ellq.pruning.coupling import HiddenLayer as HiddenLayer
 from ellq.pruning.coupling import hidden_layers as hidden_layers
+from ellq.pruning.guarantee import Guarantee as Guarantee
+from ellq.pruning.guarantee import guarantee as guarantee
 from ellq.pruning.hidden_units import plan_hidden_units as plan_hidden_units
 from ellq.pruning.plan import Correction as Correction
 from ellq.pruning.plan import Plan as Plan
@@ -16,3 +18,4 @@ from ellq.pruning.sweep import Splits as Splits
 from ellq.pruning.sweep import largest_within as largest_within
 from ellq.pruning.sweep import sweep as sweep
 from ellq.pruning.training import train_classifier as train_classifier
+from ellq.pruning.verify_nets import verify_id as verify_id

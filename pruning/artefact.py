@@ -13,14 +13,13 @@ from safetensors.torch import load_model, save_file, save_model
 from torch import Tensor, nn
 
 from ellq.analysis import new_folder
+from ellq.pruning.json_format import MODEL, VERSIONS, read_json
 from ellq.pruning.plan import Plan
 
 Model = TypeVar("Model", bound=nn.Module)
 
 WEIGHTS = "model.safetensors"
 DESCRIPTION = "plan.json"
-FORMAT = "ellq.model"
-VERSION = 1
 
 
 def save(model: nn.Module | Mapping[str, Tensor], folder: str | Path, *, plan: Plan | None = None) -> None:
@@ -49,8 +48,8 @@ def write_into(folder: Path, model: nn.Module | Mapping[str, Tensor], *, plan: P
         save_file(tensors, str(folder / WEIGHTS))
     modules = dict(model.named_modules()) if isinstance(model, nn.Module) else {}
     description = {
-        "format": FORMAT,
-        "version": VERSION,
+        "format": MODEL,
+        "version": VERSIONS[MODEL],
         "class": f"{type(model).__module__}.{type(model).__qualname__}",
         "linears": {
             name: {"in_features": module.in_features, "out_features": module.out_features}
@@ -106,14 +105,7 @@ def load(folder: str | Path, factory: Callable[[], Model]) -> Model:
 def _read_description(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist. Pass a folder that ellq.save wrote.")
-    try:
-        description = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error}).") from error
-    if not isinstance(description, dict) or description.get("format") != FORMAT:
-        raise ValueError(f"{path} does not describe a saved model: its 'format' is not {FORMAT!r}.")
-    if description.get("version") != VERSION:
-        raise ValueError(f"{path} has version {description.get('version')!r}; this ellq reads version {VERSION}.")
+    description = read_json(path.read_bytes(), MODEL, name=str(path))
     try:
         sizes = {
             str(name): (int(linear["in_features"]), int(linear["out_features"]))

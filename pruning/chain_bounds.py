@@ -385,7 +385,10 @@ class _Change:
             return max(unit_error_l1(v, self.scale) + abs(float(d)) for v, d in zip(W - V, b - c, strict=True))
         skeleton = self.correction.skeleton
         if skeleton is None:
-            raise ValueError("The plan was read from a file and lacks its interpolation matrices. Make the plan again.")
+            raise ValueError(
+                f"The plan was read from a file, which holds no interpolation matrices as large as that of"
+                f" {self.name!r}. Make the plan again."
+            )
         order = np.argsort(skeleton.indices)
         folded = W @ skeleton.interpolation[order].T  # what T alone would make of the consumer
         worst = 0.0

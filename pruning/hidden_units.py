@@ -6,12 +6,13 @@ import copy
 import math
 import operator
 import warnings
-from collections.abc import Iterable
-from functools import partial
+from collections.abc import Callable, Iterable
+from functools import cache, partial
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 from torch.nn.utils import parametrize
 
 from ellq.analysis import inputs_of, track, weight_matrices
@@ -20,9 +21,10 @@ from ellq.pruning.allocate import retained_of
 from ellq.pruning.coupling import HiddenLayer, hidden_layers, same_computation
 from ellq.pruning.plan import Correction, Plan, plan_table
 from ellq.pruning.surgery import cut_
-from ellq.theory import Array, Gram, Refit, Selection, interpolate, output_aware, pivoted_qr, refit
+from ellq.theory import Array, Gram, Selection, interpolate, output_aware, pivoted_qr, refit
 
 RULES = ("ellq", "chee2021")
+_ROUNDING = 8 * float(np.finfo(np.float64).eps)  # relative error of a squared error from moments, for each unit
 
 
 def plan_hidden_units(
@@ -41,9 +43,10 @@ def plan_hidden_units(
         model: the dense model; not changed.
         batches: calibration inputs, gone through once per layer (``ellq``) or once (``chee2021``).
         sparsity: fraction of each layer's units to remove, 0 < sparsity < 1; one unit always stays.
-        tol: instead of ``sparsity``: the smallest widths whose error on the calibration inputs, in each consumer's
-            pre-activations relative to the dense ones (about their mean where the bias is refitted), is within tol;
-            where none is, those of the least error, and the plan says so.
+        tol: instead of ``sparsity``: the smallest widths whose error on the calibration inputs is within tol: the
+            root mean square change of each consumer's pre-activations, measured on the pruned net in its own type,
+            relative to that of the dense ones (about their mean where the bias is refitted). Where no width is, those
+            of the least error, and the plan says so.
         rule: one of ``RULES``.
 
     Returns:
@@ -81,40 +84,40 @@ def _plan(
     sequential = rule == "ellq"
     pruned = copy.deepcopy(dense) if sequential else dense
     grams = {} if sequential else _accumulate(dense, dense, layers, batches)
-    corrections, reasons = [], []
+    corrections: list[Correction] = []
+    reasons = []
     for layer in layers:
         consumer = _module(dense, layer.consumer)
         gram = grams[layer] if layer in grams else _accumulate(dense, pruned, [layer], batches)[layer]
         intercept = sequential and consumer.bias is not None
-        G, R, energy = gram.moments(centred=intercept)
-        total = float(energy.sum())
+        columns = gram.columns(centred=intercept)
+        total = _signal(gram, columns.yy)
         bar = partial(track, description=f"choosing units of {layer.producer}")
+        k = layer.units if sparsity is None else max(1, retained_of(layer.units, sparsity))
+        path = (output_aware if sequential else pivoted_qr)(columns, k, progress=bar)
+        errors = refit(gram, path, intercept=intercept).errors
+        has_drift = sequential and bool(corrections)
+        correct = partial(_correction, layer, consumer, gram, path, intercept=intercept, has_drift=has_drift)
         if sparsity is not None:
-            k = max(1, retained_of(layer.units, sparsity))
-            selection = output_aware(G, R, k, progress=bar) if sequential else pivoted_qr(G, k, progress=bar)
+            relative = math.sqrt(errors[k] / total) if total > 0 else 0.0
+            reason = f"sparsity {sparsity:g}"
         else:
             assert tol is not None
-            k = layer.units
-            path = output_aware(G, R, k, progress=bar) if sequential else pivoted_qr(G, k, progress=bar)
-            k = _fewest_within(refit(gram, path, intercept=intercept).errors, tol**2 * total)
-            selection = path.first(k)
-        present = consumer.weight.detach().to("cpu", torch.float64).numpy().T
-        solved = refit(gram, selection, intercept=intercept, present=present)
-        relative = math.sqrt(solved.errors[-1] / total) if total > 0 else 0.0
+            measured = cache(partial(_measured_error, dense, pruned, correct, batches, total))
+            k = _smallest_width(errors, measured, tol, total)
+            relative = measured(k)
+            reason = f"tol {tol:g}" + (", which no width meets after the layers before" if relative > tol else "")
         if gram.samples < 2 * k:
             warnings.warn(
                 f"Calibration has {gram.samples} samples for the {k} units kept of {layer.producer!r}; at least"
                 f" {2 * k} are needed for a correction that holds beyond them.",
                 stacklevel=4,
             )
-        correction = _correction(layer, consumer, gram, selection, solved, intercept)
+        correction = correct(k)
         if sequential:
             cut_(pruned, correction)
         corrections.append(correction)
-        budget = f"sparsity {sparsity:g}" if sparsity is not None else f"tol {tol:g}"
-        if tol is not None and relative > tol * (1 + 1e-6):
-            budget += ", which no width meets after the layers before"
-        reasons.append(f"{budget}; relative output error {relative:.3g} on {gram.samples} calibration samples")
+        reasons.append(f"{reason}; relative output error {relative:.3g} on {gram.samples} calibration samples")
     _require_same_computation(dense, corrections, batches)
     table = plan_table(
         layer=[layer.producer for layer in layers],
@@ -177,24 +180,93 @@ def _accumulate(
     return grams
 
 
-def _fewest_within(errors: Array, limit: float) -> int:
-    """Return the least k ≥ 1 whose error is within the limit, or is the least there is where none is."""
-    within = np.flatnonzero(errors <= limit)
-    return max(1, int(within[0] if within.size else np.argmin(errors)))
+def _smallest_width(errors: Array, measured: Callable[[int], float], tol: float, total: float) -> int:
+    """Return the least width ≥ 1 whose measured error is within tol; that of the least error where none is.
+
+    The errors computed from moments say where to look. They are off by rounding in float64, and know nothing of that
+    in the model's own type.
+    """
+    units = errors.size - 1
+    within = np.flatnonzero(errors <= (tol**2 + _ROUNDING * units) * total)
+    if not within.size:
+        return max(1, int(np.argmin(errors)))
+    low = max(1, int(within[0]))
+    if measured(low) <= tol:
+        return low
+    if measured(units) > tol:
+        return min((low, units), key=measured)
+    high = units
+    while high - low > 1:
+        middle = (low + high) // 2
+        if measured(middle) <= tol:
+            high = middle
+        else:
+            low = middle
+    return high
+
+
+def _signal(gram: Gram, energy: Array) -> float:
+    """Return the energy of the targets; 0 where it is rounding beside that of their means."""
+    total, uncentred = float(energy.sum()), float(gram.moments(centred=False)[2].sum())
+    return total if total > _ROUNDING * gram.x_mean.size * uncentred else 0.0
+
+
+def _measured_error(
+    dense: nn.Module,
+    pruned: nn.Module,
+    correct: Callable[[int], Correction],
+    batches: Iterable[Tensor],
+    total: float,
+    k: int,
+) -> float:
+    """Run both nets, k units of one more layer left, and return the relative error of what reads them."""
+    if total == 0:
+        return 0.0
+    correction = correct(k)
+    trial = copy.deepcopy(pruned)
+    cut_(trial, correction)
+    squares = 0.0
+    for batch in track(batches, f"measuring {correction.consumer}", total=operator.length_hint(batches) or None):
+        before, after = (_outputs_of(model, correction.consumer, batch) for model in (dense, trial))
+        squares += float((after - before).square().sum())
+    return math.sqrt(squares / total)
+
+
+def _outputs_of(model: nn.Module, name: str, batch: Tensor) -> Tensor:
+    layer = _module(model, name)
+    with torch.no_grad():
+        outputs = linear(inputs_of(model, [name], batch)[0], layer.weight, layer.bias)
+    return outputs.to("cpu", torch.float64)
 
 
 def _correction(
-    layer: HiddenLayer, consumer: nn.Linear, gram: Gram, selection: Selection, solved: Refit, intercept: bool
+    layer: HiddenLayer,
+    consumer: nn.Linear,
+    gram: Gram,
+    path: Selection,
+    k: int,
+    *,
+    intercept: bool,
+    has_drift: bool,
 ) -> Correction:
-    order = np.argsort(solved.indices)
+    """Solve for what the consumer becomes when the first k units of the path stay."""
+    selection = path.first(k)
+    present = consumer.weight.detach().to("cpu", torch.float64).numpy().T
+    if k == layer.units and not has_drift:  # nothing is cut, so nothing is to be solved for
+        order, weight, shift = np.arange(k), present, np.zeros(present.shape[1])
+    else:
+        solved = refit(gram, selection, intercept=intercept, present=present)
+        order = np.argsort(solved.indices)
+        weight, shift = solved.coefficients[order], solved.intercept
+        order = solved.indices[order]
     bias = None
     if consumer.bias is not None:
-        bias = consumer.bias.detach().to("cpu", torch.float64).numpy() + solved.intercept
+        bias = consumer.bias.detach().to("cpu", torch.float64).numpy() + shift
     return Correction(
         producer=layer.producer,
         consumer=layer.consumer,
-        indices=solved.indices[order].astype(np.int64),
-        weight=np.ascontiguousarray(solved.coefficients[order].T),
+        indices=order.astype(np.int64),
+        weight=np.ascontiguousarray(weight.T),
         bias=bias,
         skeleton=interpolate(gram, selection, intercept=intercept),
     )

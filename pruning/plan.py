@@ -13,10 +13,12 @@ import pandas as pd
 from rich.markup import escape
 from rich.table import Table
 
+from ellq.pruning.guarantee import Guarantee
+from ellq.pruning.json_format import MODEL, PLAN, VERSIONS, read_json
 from ellq.theory import Skeleton
 
-FORMAT = "ellq.plan"
-VERSION = 1
+STORED = 2**18  # entries of an interpolation matrix, 2 MiB; a larger one is left out of the JSON
+_ARRAYS = ("interpolation", "offset", "feature_errors")  # of a skeleton
 COLUMNS = ("layer", "unit", "size", "retained", "reason")
 
 
@@ -30,7 +32,8 @@ class Correction:
         indices: the rows kept, rising, shape (k,).
         weight: the consumer's new weight, shape (c, k).
         bias: the consumer's new bias, shape (c,), or None where it has none.
-        skeleton: how the skeleton explains the other units, for bounds; not saved with the plan.
+        skeleton: how the skeleton explains the other units, for bounds; None where a plan was read from JSON and its
+            interpolation matrix, of more than ``STORED`` entries, had been left out.
     """
 
     producer: str
@@ -51,6 +54,8 @@ class Plan:
         settings: the arguments that led to the plan.
         table: one row per unit (lq) or per hidden layer (id): layer, unit, size, retained, reason.
         corrections: for ``"id"``, what is folded into each consumer.
+        guarantee: for ``"id"`` on one hidden layer, what is measured and proved of the outputs; None where it was not
+            asked for.
     """
 
     method: str
@@ -58,6 +63,7 @@ class Plan:
     settings: dict[str, float | str]
     table: pd.DataFrame
     corrections: tuple[Correction, ...] = ()
+    guarantee: Guarantee | None = None
 
     @property
     def sparsity(self) -> float:
@@ -87,11 +93,11 @@ class Plan:
         return replace(self, table=_checked(table))
 
     def to_json(self) -> str:
-        """Return the plan as JSON; arrays are kept to the last bit."""
+        """Return the plan as JSON; arrays are kept to the last bit, interpolation matrices up to ``STORED`` entries."""
         return json.dumps(
             {
-                "format": FORMAT,
-                "version": VERSION,
+                "format": PLAN,
+                "version": VERSIONS[PLAN],
                 "method": self.method,
                 "rule": self.rule,
                 "settings": self.settings,
@@ -103,9 +109,11 @@ class Plan:
                         "indices": c.indices.tolist(),
                         "weight": _encode(c.weight),
                         "bias": None if c.bias is None else _encode(c.bias),
+                        "skeleton": _encode_skeleton(c.skeleton),
                     }
                     for c in self.corrections
                 ],
+                "guarantee": None if self.guarantee is None else self.guarantee.to_dict(),
             },
             ensure_ascii=False,
             allow_nan=False,
@@ -113,19 +121,17 @@ class Plan:
 
     @staticmethod
     def from_json(text: str) -> Plan:
-        """Return the plan that ``to_json`` wrote.
+        """Return the plan that ``to_json`` wrote, or that a saved model's ``plan.json`` holds.
 
         Raises:
-            ValueError: not JSON, not a plan, damaged, or of a version this ellq does not know.
+            ValueError: not JSON, not a plan, damaged, or of a version this ellq does not know; or the model was saved
+                without one.
         """
-        try:
-            data = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"The plan is not JSON ({error}).") from error
-        if not isinstance(data, dict) or data.get("format") != FORMAT:
-            raise ValueError(f"The JSON is not an ellq plan: its 'format' is not {FORMAT!r}.")
-        if data.get("version") != VERSION:
-            raise ValueError(f"The plan has version {data.get('version')!r}; this ellq reads version {VERSION}.")
+        data = read_json(text, PLAN, MODEL, name="The plan")
+        if data["format"] == MODEL:
+            if data.get("plan") is None:
+                raise ValueError("The model was saved without its plan. Pass plan= to ellq.save.")
+            data = read_json(json.dumps(data["plan"]), PLAN, name="The plan")
         try:
             if data["method"] not in ("lq", "id"):
                 raise ValueError(f"unknown method {data['method']!r}")
@@ -136,11 +142,14 @@ class Plan:
                     np.array(c["indices"], dtype=np.int64),
                     _decode(c["weight"]),
                     None if c["bias"] is None else _decode(c["bias"]),
+                    _decode_skeleton(c.get("skeleton")),
                 )
                 for c in data["corrections"]
             )
             table = _checked(plan_table(**data["table"]))
-            return Plan(data["method"], data["rule"], dict(data["settings"]), table, corrections)
+            proved = data.get("guarantee")
+            guarantee = None if proved is None else Guarantee.from_dict(proved)
+            return Plan(data["method"], data["rule"], dict(data["settings"]), table, corrections, guarantee)
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"The plan is damaged ({type(error).__name__}: {error}).") from error
 
@@ -160,7 +169,12 @@ class Plan:
         )
 
     def __rich__(self) -> Table:
-        table = Table(title=f"Plan · method {self.method} · rule {self.rule}", title_justify="left")
+        table = Table(
+            title=f"Plan · method {self.method} · rule {self.rule}",
+            title_justify="left",
+            caption=None if self.guarantee is None else escape(str(self.guarantee)),
+            caption_justify="left",
+        )
         table.add_column("layer")
         for name in ("units", "size", "retained", "sparsity"):
             table.add_column(name, justify="right")
@@ -218,3 +232,15 @@ def _encode(array: npt.NDArray[np.float64]) -> dict[str, Any]:
 def _decode(data: dict[str, Any]) -> npt.NDArray[np.float64]:
     raw = np.frombuffer(base64.b64decode(data["float64"]), dtype="<f8")
     return raw.reshape(data["shape"]).astype(np.float64)
+
+
+def _encode_skeleton(skeleton: Skeleton | None) -> dict[str, Any] | None:
+    if skeleton is None or skeleton.interpolation.size > STORED:
+        return None
+    return {"indices": skeleton.indices.tolist()} | {name: _encode(getattr(skeleton, name)) for name in _ARRAYS}
+
+
+def _decode_skeleton(data: dict[str, Any] | None) -> Skeleton | None:
+    if data is None:
+        return None
+    return Skeleton(np.array(data["indices"], dtype=np.intp), **{name: _decode(data[name]) for name in _ARRAYS})

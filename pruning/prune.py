@@ -5,13 +5,16 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TypeVar, cast
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from ellq.analysis import Calibration, as_batches, track
 from ellq.pruning import allocate, hidden_units, masks
+from ellq.pruning.guarantee import guarantee
 from ellq.pruning.plan import Plan, plan_table
 from ellq.pruning.surgery import cut_
 from ellq.theory import Array, open_fraction, order_below_one
@@ -30,6 +33,8 @@ def plan(
     tol: float | None = None,
     rule: str = "ellq",
     q: float = 0.5,
+    held_out: Calibration | None = None,
+    delta: float = 0.05,
 ) -> Plan:
     """Decide what every unit keeps, without changing the model.
 
@@ -41,7 +46,9 @@ def plan(
 
     ``method="id"`` (calibration needed): hidden units of ``Linear → activation → Linear`` chains; see
     ``ellq.pruning.plan_hidden_units``. ``sparsity`` is the fraction of each hidden layer's units to remove, ``tol`` the
-    relative error allowed in what reads them. Rules ``"ellq"`` and ``"chee2021"``.
+    relative error allowed in what reads them. Rules ``"ellq"`` and ``"chee2021"``. Where there is one hidden layer, a
+    plan by ``tol`` or with ``held_out`` inputs carries its guarantee: what was measured, and what is proved of new
+    inputs; see ``ellq.pruning.guarantee``.
 
     Args:
         model: the model, or for ``"lq"`` its state dict; not changed.
@@ -51,6 +58,9 @@ def plan(
         tol: relative tolerance, strictly between 0 and 1. Give this or ``sparsity``.
         rule: ``"ellq"`` (ours) or the authors' rule of the method.
         q: order of the quasi-norm for ``"yang2022"``, 0 < q < 1.
+        held_out: for ``"id"`` on one hidden layer: inputs as for ``calibration``, sharing no example with them, from
+            which the guarantee is made; nothing is chosen by them.
+        delta: probability with which the guarantee may fail, in (0, 1).
 
     Returns:
         The plan.
@@ -58,7 +68,8 @@ def plan(
     Raises:
         TypeError: an argument of the wrong kind.
         ValueError: an argument out of range, no budget or two, no calibration where it is needed, nothing to prune,
-            or weights or features that are not finite.
+            weights or features that are not finite, or held-out inputs where no guarantee is made or that overlap
+            with the calibration ones.
 
     Reference: Yang et al. 2022 (arXiv 2206.05604); Chee et al. 2021 (arXiv 2108.00065); the ``"ellq"`` rules are ours.
     """
@@ -71,8 +82,10 @@ def plan(
         sparsity = open_fraction(sparsity, "sparsity")
     if tol is not None:
         tol = open_fraction(tol, "tol")
-    q = order_below_one(q)
+    q, delta = order_below_one(q), open_fraction(delta, "delta")
     if method == "lq":
+        if held_out is not None:
+            raise ValueError("held_out= makes a guarantee for method='id' only. Leave it out.")
         _one_of(rule, _LQ_RULES, "rule")
         return _plan_masks(model, sparsity=sparsity, tol=tol, rule=rule, q=q)
     if method == "id":
@@ -81,7 +94,13 @@ def plan(
             raise TypeError("method='id' runs the model on data. Pass the nn.Module, not its state dict.")
         if calibration is None:
             raise ValueError("method='id' needs calibration inputs. Pass a tensor or batches as the second argument.")
-        return hidden_units.plan_hidden_units(model, as_batches(calibration), sparsity=sparsity, tol=tol, rule=rule)
+        batches = as_batches(calibration)
+        decided = hidden_units.plan_hidden_units(model, batches, sparsity=sparsity, tol=tol, rule=rule)
+        if held_out is None and (tol is None or len(decided.corrections) > 1):
+            return decided
+        with torch.random.fork_rng(devices=[]):  # a shuffling DataLoader draws from the global random state
+            found = guarantee(model, apply(model, decided), decided, batches, held_out, delta=delta)
+        return replace(decided, guarantee=found)
     _one_of(method, ("lq", "id"), "method")
     raise AssertionError(method)
 
@@ -132,7 +151,7 @@ def prune(
     q: float = 0.5,
     inplace: bool = False,
 ) -> Model:
-    """Return a pruned copy of a model: ``apply(model, plan(model, …))``.
+    """Return a pruned copy of a model: ``apply(model, plan(model, …))``; the plan is what carries the guarantee.
 
     Args:
         model: the model, or for ``"lq"`` its state dict; not changed unless ``inplace``.

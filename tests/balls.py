@@ -7,6 +7,7 @@ import numpy as np
 from flint import arb, ctx
 
 import oracles_measures
+import oracles_skeletons
 from ellq.theory import skeleton_residual
 from ellq.theory.input_moments import second_moments
 from ellq.theory.reweighting import reweight
@@ -299,5 +300,6 @@ SIDES = {
     "multilayer-units": _multilayer_units,
     "multilayer-box": _multilayer_box,
     "risk-empirical": _risk,
+    **oracles_skeletons.SIDES,
 }
 SIDES = {id: precisely(sides) for id, sides in SIDES.items()}

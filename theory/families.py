@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+from scipy.linalg import qr
 
 from ellq.theory.arguments import Array
 
@@ -144,3 +145,61 @@ def orders(rng: np.random.Generator, *, largest: float = 4.0, smallest: float = 
     """Draw two rising orders."""
     low, high = sorted(rng.uniform(smallest, largest, size=2))
     return float(low), float(high + 1e-3)
+
+
+def kahan(n: int, cosine: float) -> Array:
+    """Return the Kahan matrix, upper triangular of n columns, which column pivoting leaves as it is.
+
+        diag(1, s, …, s^(n−1))·(Id − c·strictly upper ones)        s² + c² = 1
+
+    The columns all have length 1, and so have those of every R22 up to s^k: all pivots tie. Its last singular value is
+    nearly 2^(n−1) times below its last pivot as c → 1. Reference: Kahan 1966.
+    """
+    sine = np.sqrt((1 - cosine) * (1 + cosine))
+    return np.asarray(sine ** np.arange(n)[:, None] * (np.eye(n) - cosine * np.triu(np.ones((n, n)), 1)))
+
+
+def wide_kahan(k: int, rest: int, cosine: float) -> Array:
+    """Return the first k columns of a Kahan matrix, and ``rest`` times the next one.
+
+    Where column pivoting is furthest from the singular values: the least upper bound of Kawamura & Suda 2021 is
+    approached as c → 1.
+    """
+    R = np.zeros((k + rest, k + rest))
+    R[: k + 1, : k + 1] = kahan(k + 1, cosine)
+    R[:, k:] = R[:, k : k + 1]
+    return R
+
+
+def gu_eisenstat(k: int, cosine: float) -> Array:
+    """Return the Gu–Eisenstat matrix of k + 2 columns, k ≥ 2, which column pivoting leaves as it is.
+
+    A Kahan block of k − 1 columns, and three columns of equal small size, the last of which depends on the block as one
+    more Kahan column would: R11⁻¹R12 grows like 2^k. Reference: Gu & Eisenstat 1996 (doi 10.1137/0917055).
+    """
+    block = kahan(k, cosine)[: k - 1]
+    small = 1 / (np.sqrt(k) * np.linalg.norm(np.linalg.inv(block[:, : k - 1]), axis=1).max())
+    small = min(small, ((1 - cosine) * (1 + cosine)) ** ((k - 1) / 2))  # else the last column would be the longest
+    R = small * np.eye(k + 2)
+    R[: k - 1, : k - 1], R[: k - 1, -1] = block[:, : k - 1], block[:, -1]
+    return np.asarray(R)
+
+
+def triangular(rng: np.random.Generator, largest: int = 12) -> Array:
+    """Draw an upper triangular factor, columns in the order of column pivoting: of features, graded, near the worst."""
+    kind, m = rng.integers(6), size(rng, largest)
+    cosine = float(1 - 10.0 ** -rng.uniform(0.05, 4))
+    if kind == 0:
+        return kahan(m, cosine)
+    if kind == 1:
+        return wide_kahan(m - 1, int(rng.integers(1, 4)), cosine)
+    if kind == 2:
+        return gu_eisenstat(max(m, 2), cosine)
+    if kind == 3:
+        A = features(rng, m)
+    elif kind == 4:  # a spectrum that falls fast, directions at random
+        A = rng.standard_normal((m, m)) * _geometric(rng, m)[:, None] @ rng.standard_normal((m, m))
+    else:  # nearly equal columns
+        A = np.ones((m, m)) + np.eye(m) * 10.0 ** -rng.uniform(0, 6)
+    factor: Array = qr(A, mode="r", pivoting=True)[0]
+    return factor[:m]

@@ -1,58 +1,34 @@
 """Skeleton rules: which columns to keep, each choice made on what the ones before it could not explain.
 
-All work on second moments G = XᵀX alone. Eliminating column j from G is one step of a pivoted Cholesky
-factorisation, which on G is what one step of pivoted QR is on X.
+A rule is a function ``rule(columns, retained) -> Selection`` of second moments or of a triangle with the same ones;
+rules that start from another and improve it by swaps are in ``swaps``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from itertools import combinations
+from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
-from scipy.linalg import solve_triangular
 
-from ellq.theory.arguments import Array, Indices, count, finite_array
+from ellq.theory.arguments import Array, count
+from ellq.theory.array_kinds import beside, namespace
+from ellq.theory.columns import Columns, Moments
+from ellq.theory.elimination import Progress as Progress
+from ellq.theory.elimination import Selection as Selection
+from ellq.theory.elimination import eliminate, explain_targets
 
-Progress = Callable[[range], Iterable[int]]
-
-
-@dataclass(frozen=True)
-class Selection:
-    """The columns a rule chose and the factor that explains the others by them.
-
-    Attributes:
-        indices: chosen columns in order of choice, shape (k,).
-        rank: how many of them were independent to working precision; later ones explain nothing new.
-        factor: rows of the pivoted Cholesky factor, shape (rank, m): G ≈ factorᵀ·factor.
-        feature_errors: ‖X − X_S T‖_F² after 0 … k choices, shape (k + 1,).
-    """
-
-    indices: Indices
-    rank: int
-    factor: Array
-    feature_errors: Array
-
-    def first(self, k: int) -> Selection:
-        """Return what the rule had chosen after k choices.
-
-        Raises:
-            TypeError: ``k`` is not a whole number.
-            ValueError: ``k`` outside [0, number of choices].
-        """
-        k = count(k, "k", low=0, high=self.indices.size)
-        rank = min(k, self.rank)
-        return Selection(self.indices[:k], rank, self.factor[:rank], self.feature_errors[: k + 1])
+MOST_EXHAUSTIVE = 14  # columns whose subsets can all be tried
+Error = Literal["features", "outputs"]
 
 
-def pivoted_qr(G: Array, retained: int, *, progress: Progress = iter) -> Selection:
+def pivoted_qr(columns: Columns, retained: int, *, progress: Progress = iter) -> Selection:
     """Choose the column with the largest residual, again and again (Businger–Golub pivoting).
 
     Ties go to the lowest index. Columns that are combinations of those chosen are taken last.
 
     Args:
-        G: XᵀX, shape (m, m), symmetric positive semidefinite.
+        columns: moments or a triangle of the features, m of them.
         retained: k, 1 ≤ k ≤ m.
         progress: wraps the range of choices, to show a bar.
 
@@ -61,23 +37,23 @@ def pivoted_qr(G: Array, retained: int, *, progress: Progress = iter) -> Selecti
 
     Raises:
         TypeError: ``retained`` is not a whole number.
-        ValueError: ``retained`` outside [1, m], or ``G`` not a finite square matrix.
+        ValueError: ``retained`` outside [1, m].
 
     Reference: Businger & Golub 1965; the rule of Chee et al. 2021 (arXiv 2108.00065).
     """
-    return _eliminate(G, None, retained, progress)
+    return eliminate(columns, retained, progress=progress)
 
 
-def output_aware(G: Array, R: Array, retained: int, *, progress: Progress = iter) -> Selection:
+def output_aware(columns: Columns, retained: int, *, progress: Progress = iter) -> Selection:
     """Choose the column that most reduces the least-squares error of the targets, again and again.
 
-        j = argmax ‖(R̃)_j‖² / S_jj        S: Schur complement of G, R̃ = S-step residual of R = XᵀY
+        j = argmax ‖R̃_j‖² / S_jj        S: Schur complement of XᵀX, R̃: what is left of XᵀY
 
-    The decrease is exact for the refitted consumer. Ties go to the lowest index.
+    For targets Y = XU this is ‖(SU)_j‖²/S_jj. The decrease is exact for the refitted consumer. Ties go to the lowest
+    index.
 
     Args:
-        G: XᵀX, shape (m, m), symmetric positive semidefinite.
-        R: XᵀY, shape (m, c).
+        columns: moments or a triangle of the features, m of them, and of the targets.
         retained: k, 1 ≤ k ≤ m.
         progress: wraps the range of choices, to show a bar.
 
@@ -86,145 +62,146 @@ def output_aware(G: Array, R: Array, retained: int, *, progress: Progress = iter
 
     Raises:
         TypeError: ``retained`` is not a whole number.
-        ValueError: ``retained`` outside [1, m], or ``G`` or ``R`` not finite matrices that fit.
+        ValueError: ``retained`` outside [1, m], or no targets.
 
     Reference: orthogonal least squares (Chen, Billings & Luo 1989) with several targets.
     """
-    return _eliminate(G, R, retained, progress)
+    return eliminate(columns, retained, towards=towards(columns, "outputs"), progress=progress)
 
 
-def _eliminate(G: Array, R: Array | None, retained: int, progress: Progress) -> Selection:
-    G = finite_array(G, "G", ndim=2)
-    m = G.shape[0]
-    if G.shape != (m, m):
-        raise ValueError(f"G has shape {G.shape}. Pass a square matrix XᵀX.")
-    k = count(retained, "retained", low=1, high=m)
-    targets = None
-    if R is not None:
-        R = finite_array(R, "R", ndim=2)
-        if len(R) != m:
-            raise ValueError(f"R has {len(R)} rows but G has {m}. Pass XᵀY with one row per feature.")
-        targets = _Targets(_unit_scaled(R))
-    energy = np.diag(G).copy()
-    residual = energy.copy()
-    complement = G.copy()  # of the columns chosen before this block
-    factor = np.zeros((k, m))
-    indices = np.empty(k, dtype=np.intp)
-    errors = np.zeros(k + 1)
-    errors[0] = residual.sum()
-    free = residual > 0
-    start = step = 0
-    ticks = iter(progress(range(k)))
-    next(ticks)
-    while step < k and free.any():
-        j = _first_largest(np.where(free, residual if targets is None else targets.gains(residual, free), -np.inf))
-        # Only a small residual can be rounding, unless the combination itself is wild; the solve is not for every step.
-        if residual[j] <= 1e-3 * energy[j] and residual[j] <= _rounding(j, energy, factor[:step], indices[:step]):
-            free[j] = False  # explained already
-            continue
-        pivot = np.sqrt(residual[j])
-        row = (complement[j] - factor[start:step, j] @ factor[start:step]) / pivot
-        row[~free] = 0.0  # chosen or explained: what is left of them is rounding
-        row[j] = pivot
-        if targets is not None:
-            targets.explain(j, row, factor[start:step])
-        residual -= row * row
-        residual[j] = 0.0
-        np.maximum(residual, 0.0, out=residual)
-        free &= residual > _ROUNDING * m * energy
-        factor[step], indices[step] = row, j
-        step += 1
-        next(ticks, None)
-        errors[step] = residual[free].sum()
-        if step - start == _BLOCK or (targets is not None and targets.is_stale):
-            done = factor[start:step]
-            complement -= done.T @ done
-            if targets is not None:
-                targets.settle(done)
-            start = step
-    errors[step + 1 :] = errors[step]
-    if step < k:  # the rest explain nothing; the lowest indices make the choice repeatable
-        indices[step:] = np.setdiff1d(np.arange(m), indices[:step])[: k - step]
-    return Selection(indices, step, factor[:step], errors)
+def residual_trace(columns: Columns, retained: int, *, progress: Progress = iter) -> Selection:
+    """Choose the column that most reduces the squared error of all columns together, again and again.
 
+        j = argmax Σ_i S_ij² / S_jj        S: Schur complement of XᵀX
 
-class _Targets:
-    """What the chosen columns leave unexplained of the targets' moments R, (m, c), and its squared row norms.
+    That is ``output_aware`` with the features themselves as targets. Ties go to the lowest index.
 
-    Within a block only the norms are kept up to date, by products of the rows of R at the block's start, so that the
-    work is done by matrix products at its end:  R̃_j ← R̃_j − f_j·t,  t = R̃_p/pivot  for the chosen column p.
+    Args:
+        columns: moments or a triangle of the features, m of them.
+        retained: k, 1 ≤ k ≤ m.
+        progress: wraps the range of choices, to show a bar.
+
+    Returns:
+        The selection, in order.
+
+    Raises:
+        TypeError: ``retained`` is not a whole number.
+        ValueError: ``retained`` outside [1, m].
+
+    Reference: greedy column subset selection (Farahat, Ghodsi & Kamel 2011).
     """
-
-    def __init__(self, R: Array) -> None:
-        m, c = R.shape
-        self._left = R.copy()
-        self._step = 0  # within the block
-        self._explained = np.empty((_BLOCK, c))  # t of each step of the block
-        self._products = np.empty((_BLOCK, m))  # left @ t of each
-        self._candidates: dict[int, Array] = {}
-        self._is_wide = c > _BLOCK
-        self._settle_norms()
-
-    def _settle_norms(self) -> None:
-        self._norms = np.einsum("ij,ij->i", self._left, self._left)
-        self._largest = self._norms.max(initial=0.0)
-
-    @property
-    def is_stale(self) -> bool:
-        """Whether the norms fell so far that differences of what they were would lose digits."""
-        return bool(self._norms.max(initial=0.0) < 1e-3 * self._largest)
-
-    def gains(self, residual: Array, free: npt.NDArray[np.bool_]) -> Array:
-        """Return by how much each column would reduce the squared error of the targets."""
-        gains = np.zeros_like(residual)
-        np.divide(self._norms, residual, out=gains, where=free)
-        if self._is_wide and not self._candidates:
-            # One product for all columns likely to be chosen in this block costs less than one for each.
-            likely = np.argsort(-gains, kind="stable")[: 3 * _BLOCK]
-            self._candidates = dict(zip(likely.tolist(), (self._left[likely] @ self._left.T), strict=True))
-        return gains
-
-    def explain(self, p: int, row: Array, done: Array) -> None:
-        """Take the chosen column's share out of the norms; ``done`` are the rows of the block so far."""
-        own = self._candidates.get(p)
-        if own is None:
-            own = self._left @ self._left[p]
-        earlier, shares = self._explained[: self._step], done[:, p]
-        t = (self._left[p] - shares @ earlier) / row[p]
-        product = (own - shares @ self._products[: self._step]) / row[p]
-        left = product - (earlier @ t) @ done  # R̃·t, the block's rows having had their share
-        self._norms += row * (row * (t @ t) - 2 * left)
-        self._norms[p] = 0.0
-        np.maximum(self._norms, 0.0, out=self._norms)
-        self._explained[self._step], self._products[self._step] = t, product
-        self._step += 1
-
-    def settle(self, done: Array) -> None:
-        """End a block: bring the moments up to date and start from them."""
-        self._left -= done.T @ self._explained[: self._step]
-        self._step, self._candidates = 0, {}
-        self._settle_norms()
+    return eliminate(columns, retained, towards=towards(columns, "features"), progress=progress)
 
 
-def _first_largest(scores: Array) -> int:
-    # What is larger by rounding alone counts as a tie, so that the choice does not depend on how sums were taken.
-    top = scores.max()
-    return int(np.argmax(scores >= top - _TIE * abs(top)))
+def random_columns(columns: Columns, retained: int, *, seed: int = 0, progress: Progress = iter) -> Selection:
+    """Choose uniformly at random among the columns not explained yet, as a baseline.
+
+    Args:
+        columns: moments or a triangle of the features, m of them.
+        retained: k, 1 ≤ k ≤ m; the same seed gives the same first choices for any k.
+        seed: of the order.
+        progress: wraps the range of choices, to show a bar.
+
+    Returns:
+        The selection, in order.
+
+    Raises:
+        TypeError: ``retained`` is not a whole number.
+        ValueError: ``retained`` outside [1, m].
+
+    Reference: by definition.
+    """
+    order = np.random.default_rng(seed).permutation(columns.features)
+    priority = beside(towards(columns, "features"), order + 1.0)
+    return eliminate(columns, retained, priority=priority, progress=progress)
 
 
-_BLOCK = 64  # choices between two updates of all that is left
-_TIE = 1e-12
-_ROUNDING = 8 * float(np.finfo(np.float64).eps)
+def leverage(columns: Columns, retained: int, *, seed: int = 0, progress: Progress = iter) -> Selection:
+    """Choose at random by rank-k leverage scores, without replacement, among the columns not explained yet.
+
+        P(j) ∝ ℓ_j = Σ_(i ≤ k) V_ij²        V: right singular vectors of X
+
+    Columns of score 0 come last.
+
+    Args:
+        columns: moments or a triangle of the features, m of them.
+        retained: k, 1 ≤ k ≤ m; the scores depend on it.
+        seed: of the draw.
+        progress: wraps the range of choices, to show a bar.
+
+    Returns:
+        The selection, in order.
+
+    Raises:
+        TypeError: ``retained`` is not a whole number.
+        ValueError: ``retained`` outside [1, m].
+
+    Reference: Drineas, Mahoney & Muthukrishnan 2008, who draw with replacement.
+    """
+    m = columns.features
+    k = count(retained, "retained", low=1, high=m)
+    values = towards(columns, "features")
+    xp = namespace(values)
+    if isinstance(columns, Moments):
+        vectors = xp.linalg.eigh(values)[1].T[-k:]
+    else:
+        vectors = xp.linalg.svd(values, full_matrices=False)[2][:k]
+    # Of exponential waiting times with rates ℓ_j, the shortest k are such a draw.
+    waiting = beside(values, np.random.default_rng(seed).exponential(size=m))
+    return eliminate(columns, k, priority=(vectors * vectors).sum(axis=0) / waiting, progress=progress)
 
 
-def _rounding(j: int, energy: Array, factor: Array, chosen: Indices) -> float:
-    # The factor is exact for moments off by a few m·ε‖x_i‖‖x_j‖. That moves the residual of x_j − Σ t_s x_s, the
-    # best combination, by as many (‖x_j‖ + Σ|t_s|‖x_s‖)².
-    lengths = np.sqrt(energy)
-    t = solve_triangular(factor[:, chosen], factor[:, j]) if len(chosen) else np.zeros(0)
-    return float(_ROUNDING * len(energy) * (lengths[j] + np.abs(t) @ lengths[chosen]) ** 2)
+def exhaustive(columns: Columns, retained: int, *, error: Error = "features", progress: Progress = iter) -> Selection:
+    """Choose the k columns with the least error, by trying all sets of k; at most 14 columns.
+
+    Errors within 1e-12 of all there is to explain tie; the first set in lexicographic order is taken. The columns of
+    the set are ordered by pivoted QR among them.
+
+    Args:
+        columns: moments or a triangle of the features, m ≤ 14 of them, and of the targets.
+        retained: k, 1 ≤ k ≤ m.
+        error: ``"features"`` for ‖X − X_S T‖_F, ``"outputs"`` for the least-squares error of the targets.
+        progress: wraps the range of choices, to show a bar.
+
+    Returns:
+        The selection.
+
+    Raises:
+        TypeError: ``retained`` is not a whole number.
+        ValueError: ``retained`` outside [1, m], m > 14, another word for ``error``, or no targets to judge by.
+
+    Reference: by definition.
+    """
+    m = columns.features
+    k = count(retained, "retained", low=1, high=m)
+    if m > MOST_EXHAUSTIVE:
+        raise ValueError(
+            f"Trying all sets of {m} columns takes too long. Choose swap_refined beyond {MOST_EXHAUSTIVE}."
+        )
+    towards(columns, error)  # refuses
+    # In coordinates of an orthonormal basis of all columns, which leaves their distances what they are.
+    host = columns.cpu()
+    whole = eliminate(host, m)
+    if not whole.rank:
+        return eliminate(columns, k, progress=progress)
+    X = whole.factor
+    Y = X if error == "features" else explain_targets(host, whole)[1]
+    lengths = np.sqrt((X * X).sum(axis=0))
+    sets = np.array(list(combinations(range(m), k)))
+    parts = (X / np.where(lengths > 0, lengths, 1.0)).T[sets].swapaxes(1, 2)
+    U, values, _ = np.linalg.svd(parts, full_matrices=False)
+    basis = U * (values > (1e-6 if isinstance(columns, Moments) else 1e-12))[:, None, :]  # less is rounding
+    explained = ((basis.swapaxes(1, 2) @ Y) ** 2).sum(axis=(1, 2))
+    best = int(np.argmax(explained >= explained.max() - 1e-12 * (Y * Y).sum()))
+    return eliminate(columns, k, among=sets[best], progress=progress)
 
 
-def _unit_scaled(R: Array) -> Array:
-    # Scores are squares, compared only with each other: a power of two keeps them within float64.
-    return np.asarray(np.ldexp(R, -np.frexp(np.abs(R).max(initial=0.0))[1]))
+def towards(columns: Columns, error: Error) -> Array:
+    """Return the targets whose squared error is to be small, as ``eliminate`` takes them."""
+    if error not in ("features", "outputs"):
+        raise ValueError(f"error={error!r} is unknown. Choose 'features' or 'outputs'.")
+    if error == "features":
+        return columns.G if isinstance(columns, Moments) else columns.X
+    if not columns.targets:
+        raise ValueError("There are no targets to choose by. Pass some, or choose a rule that needs none.")
+    return columns.R if isinstance(columns, Moments) else columns.Y

@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import copy
 import math
+import sys
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import HealthCheck, assume, given, settings
@@ -319,9 +321,14 @@ class TestRefuses:
         with pytest.raises(ValueError, match="mixes examples"):
             chain_bounds(net, apply(net, decided), gaussian(3, 5, 4), decided)
 
-    def test_a_plan_read_from_a_file(self):
+    def test_a_plan_read_from_a_file_too_small_for_its_interpolation_matrix(self, monkeypatch):
         net, inputs = mlp(4, 9, 2), gaussian(40, 4)
-        decided = Plan.from_json(plan(net, inputs, method="id", sparsity=0.5).to_json())
+        decided = plan(net, inputs, method="id", sparsity=0.5)
+        expected = chain_bounds(net, apply(net, decided), inputs, decided)
+        kept = Plan.from_json(decided.to_json())
+        pd.testing.assert_frame_equal(chain_bounds(net, apply(net, kept), inputs, kept), expected)
+        monkeypatch.setattr(sys.modules[Plan.__module__], "STORED", 1)
+        decided = Plan.from_json(decided.to_json())
         with pytest.raises(ValueError, match="Make the plan again"):
             chain_bounds(net, apply(net, decided), inputs, decided)
 

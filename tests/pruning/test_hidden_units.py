@@ -201,6 +201,45 @@ class TestTolerance:
         if k > 1:
             assert error(k - 1) > tol * (1 - 1e-9)
 
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    @pytest.mark.parametrize("tol", [1e-1, 1e-2, 1e-4, 1e-6, 1e-8])
+    @pytest.mark.parametrize("rule", RULES)
+    def test_is_met_by_the_model_as_it_computes(self, rule, tol, dtype):
+        # Noisy copies, so that widths between a few and all are worth something down to rounding in float32.
+        net = duplicated(mlp(5, 8, 3, seed=2), 8, 2).to(dtype)
+        with torch.no_grad():
+            net[0].weight[8:16] += 1e-3 * gaussian(8, 5, seed=4).to(dtype)
+        inputs = gaussian(300, 5, seed=1).to(dtype)
+        decided = plan(net, inputs, method="id", rule=rule, tol=tol)
+        pruned = apply(net, decided)
+
+        def error(model) -> float:
+            with torch.no_grad():
+                before, after = net(inputs).double(), model(inputs).double()
+            about = before - net[2].bias.detach().double() if rule == "chee2021" else before - before.mean(0)
+            return float(((after - before).square().sum() / about.square().sum()).sqrt())
+
+        assert error(pruned) <= tol
+        assert f"relative output error {error(pruned):.3g} on" in decided.table["reason"].item()
+        k = pruned[0].out_features
+        assert k < 18 or tol < 1e-7
+        if k > 1:
+            fewer = prune(net, inputs, method="id", rule=rule, sparsity=1 - (k - 0.5) / 18)
+            assert fewer[0].out_features == k - 1
+            assert error(fewer) > tol
+
+    def test_that_only_the_whole_layer_meets_leaves_it_as_it_is(self):
+        net, inputs = mlp(5, 8, 3, seed=2).bfloat16(), gaussian(200, 5)
+        for rule in RULES:
+            assert same_bits(prune(net, inputs, method="id", rule=rule, tol=1e-6), net)
+
+    def test_of_outputs_without_signal_is_met_by_one_unit(self):
+        net = mlp(4, 6, 3)
+        with torch.no_grad():
+            net[0].weight.zero_()
+            net[0].bias.fill_(1.3)
+        assert prune(net, gaussian(50, 4), method="id", tol=0.1)[0].out_features == 1
+
     def test_the_plan_says_what_was_reached(self):
         net, inputs = single(0)
         reason = plan(net, inputs, method="id", tol=0.2).table["reason"].iloc[0]

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 
 import numpy as np
 import pandas as pd
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 from torch import nn
 
-from ellq.pruning import Plan, apply, plan
+from ellq.pruning import Plan, apply, plan, save
 from pruned_nets import gaussian, mlp, same_bits
 
 NET = mlp(4, 7, 3)
@@ -37,6 +38,8 @@ class TestJson:
             assert a.weight.tobytes() == b.weight.tobytes()
             assert a.weight.flags.writeable
             assert (a.bias is None) == (b.bias is None) == (not bias)
+            for name in ("indices", "interpolation", "offset", "feature_errors"):
+                assert np.array_equal(getattr(a.skeleton, name), getattr(b.skeleton, name))
         assert same_bits(apply(net, again), apply(net, first))
 
     @settings(max_examples=30, deadline=None)
@@ -53,9 +56,34 @@ class TestJson:
         assert np.array_equal(np.signbit(again.weight), np.signbit(weight))
         assert (again.producer, again.consumer) == ('ö"', "λ")
 
+    def test_leaves_out_a_large_interpolation_matrix(self, monkeypatch):
+        first = make("id")
+        entries = first.corrections[0].skeleton.interpolation.size
+        for limit in (entries, entries - 1):
+            monkeypatch.setattr(sys.modules[Plan.__module__], "STORED", limit)
+            skeleton = Plan.from_json(first.to_json()).corrections[0].skeleton
+            assert (skeleton is None) == (limit < entries)
+
+    def test_written_before_interpolation_matrices_were_kept_is_read(self):
+        data = json.loads(make("id").to_json())
+        del data["corrections"][0]["skeleton"]
+        assert Plan.from_json(json.dumps(data)).corrections[0].skeleton is None
+
+    @pytest.mark.parametrize(("method", "rule"), CASES)
+    def test_is_read_from_a_saved_model(self, tmp_path, method, rule):
+        first = make(method, rule)
+        save(apply(NET, first), tmp_path / "model", plan=first)
+        text = (tmp_path / "model" / "plan.json").read_text()
+        assert Plan.from_json(text).to_json() == first.to_json()
+
+    def test_of_a_model_saved_without_one_is_refused(self, tmp_path):
+        save(NET, tmp_path / "model")
+        with pytest.raises(ValueError, match="saved without its plan"):
+            Plan.from_json((tmp_path / "model" / "plan.json").read_text())
+
     @pytest.mark.parametrize("text", ["", "{", "null", "[]", '"ellq.plan"', "{}", '{"format": "other"}'])
     def test_that_is_none_of_ours_is_refused(self, text):
-        with pytest.raises(ValueError, match=r"not JSON|not an ellq plan"):
+        with pytest.raises(ValueError, match=r"The plan (is not JSON|has format)"):
             Plan.from_json(text)
 
     @pytest.mark.parametrize("version", [0, 2, "1", None])

@@ -14,6 +14,9 @@ ROOM = {
     "linear-unit-uncorrelated": 1e-3,
     "unit-ball": 1e-2,  # dual orders above 500 are measured at 500
 }
+# Bounds that have no such oracle.
+ONE_SIDED = {"multilayer-box", "retained-necessary"}
+ONE_SIDED |= {"eckart-young", "qrcp", "strong-rrqr", "volume-sampling", "leverage-columns"}
 LOSSY = ("linear-unit-gram", "linear-unit-uncorrelated")
 
 
@@ -54,7 +57,7 @@ def _size(case):
     return balls.precisely(lambda: arb(float(np.sum(np.abs(v) * np.sqrt(np.mean(inputs**2, axis=0))))))()
 
 
-@pytest.mark.parametrize("id", [id for id in balls.SIDES if id not in {"multilayer-box", "retained-necessary", *ROOM}])
+@pytest.mark.parametrize("id", [id for id in balls.SIDES if id not in ONE_SIDED | set(ROOM)])
 def test_a_bound_rounded_down_would_be_seen(id):
     low, positive = 0, 0
     for case, verdict in _cases(id):

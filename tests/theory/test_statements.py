@@ -11,6 +11,7 @@ import cases_approximation
 import cases_measures
 import cases_propagation
 import cases_reweighting
+import cases_risk
 import cases_second_moments
 import cases_skeletons
 import cases_subgaussian
@@ -32,6 +33,7 @@ SUBJECTS = (
     cases_measures,
     cases_propagation,
     cases_reweighting,
+    cases_risk,
     cases_second_moments,
     cases_skeletons,
     cases_subgaussian,

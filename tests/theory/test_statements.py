@@ -74,7 +74,7 @@ def test_no_case_violates_the_statement(id, data):
 @pytest.mark.slow
 @each_statement
 def test_no_case_violates_the_statement_in_a_long_attack(id):
-    cases = 100_000 // len(IDS) + 1
+    cases = 1500
     judged = 0
     for seed in range(cases):
         result = verdict(id, RANDOM[id](np.random.default_rng(seed)))

@@ -46,3 +46,4 @@ from ellq.analysis.unit_rows import to_unit_rows as to_unit_rows
 from ellq.analysis.unit_rows import transposed_groups as transposed_groups
 from ellq.analysis.weights import WeightMatrix as WeightMatrix
 from ellq.analysis.weights import weight_matrices as weight_matrices
+from ellq.analysis.feature_range import feature_norm_bound as feature_norm_bound

@@ -6,25 +6,34 @@ import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from scipy.linalg import solve_triangular
 from scipy.special import ndtri
 from torch import Tensor, nn
 
 from ellq.analysis.feature_range import feature_norm_bound
-from ellq.theory import Array, Gram, gram_scale, interpolate, moment_error, output_aware, pivoted_qr, refit
-from ellq.theory.concentration import MomentsLimit, leverages, moments_limit, ridged
-from ellq.theory.confidence import mean_upper_limit
-from ellq.theory.id_bounds import spectral_norm
-from ellq.theory.risk_bounds import (
+from ellq.theory import (
+    Array,
+    Gram,
+    MomentsLimit,
     empirical_risk,
     feature_moments,
+    gram_scale,
+    interpolate,
+    mean_upper_limit,
+    moment_error,
+    moments_limit,
+    output_aware,
     output_change,
+    pivoted_qr,
     pseudodim_quadratic,
+    refit,
+    ridged,
     risk_bernstein,
     risk_held_out,
     risk_pointwise,
@@ -121,14 +130,15 @@ def verify_net(
     prunings = [found for rule in RULES for found in _prunings(gram, U, rule, retained, tolerances)]
     changes = np.stack([pruning.change for pruning in prunings])
     metric = ridged(feature_moments(halves[0], constant=True), _RIDGE)
-    reach = max(float(leverages(Z, metric).max()) for Z in features.of(first))
+    factor = np.asarray(np.linalg.cholesky(metric), dtype=np.float64)
+    reach = max(float(_leverages(Z, factor).max()) for Z in features.of(first))
     evidence = _Evidence(
         consumer=U,
         samples=n,
         moments=moments,
         measured=gram_scale(moments, entry_error=moment_error(n)) ** 2 * (1 + 1e-15),
         widest=feature_norm_bound(layer, activation, draws.low, draws.high),
-        metric=metric,
+        factor=factor,
         reach=reach,
         limit=moments_limit(features.of(second), metric, reach=reach, delta=delta),
         held_out=np.concatenate(list(features.of(draws.held_out))),
@@ -136,7 +146,7 @@ def verify_net(
         candidates=len(prunings),
     )
     clips = _REACH * np.stack([_losses(changes, Z).max(axis=0) for Z in features.of(draws.choice)]).max(axis=0)
-    fresh = _try(changes, clips, features, draws, consumer, lambda Z: leverages(Z, metric) <= reach)
+    fresh = _try(changes, clips, features, draws, consumer, lambda Z: _leverages(Z, factor) <= reach)
     sigma = np.sqrt(np.maximum(np.linalg.eigvalsh(feature_moments(gram))[::-1], 0.0))
     rows = []
     for i, pruning in enumerate(prunings):
@@ -168,27 +178,32 @@ class _Evidence:
     moments: Array
     measured: float  # ‖Σ̂‖, rounded up
     widest: float  # no features (without the constant) are longer
-    metric: Array
+    factor: Array  # C with CCᵀ = W, the metric
     reach: float
     limit: MomentsLimit
     held_out: Array
     delta: float
     candidates: int
 
+    @cached_property
+    def whitened(self) -> Array:
+        return np.asarray(solve_triangular(self.factor, self.held_out.T, lower=True).T)
+
     def bounds(self, pruning: _Pruning, observed: Mapping[str, float], *, clip: float) -> dict[str, float]:
         """Return all bounds for one pruning, NaN where one does not apply."""
         Q, empirical = pruning.change, observed["risk_choice"]
         n, delta, candidates = self.samples, self.delta, self.candidates
-        held_out = partial(risk_held_out, Q, self.held_out, delta=delta, candidates=candidates)
+        held_out = partial(risk_held_out, delta=delta, candidates=candidates)
         found = dict.fromkeys(BOUNDS, math.nan)
         found["split"] = risk_split(observed["risk"], observed["dense_risk"])
         found["halves"], found["outside"] = self.limit.risk(Q), self.limit.share_outside
-        found["held_out_within"] = held_out(radius=math.sqrt(self.reach), metric=self.metric).risk
+        # The metric being CCᵀ, reach is the length of C⁻¹z: factored once instead of for every Q.
+        found["held_out_within"] = held_out(Q @ self.factor, self.whitened, radius=math.sqrt(self.reach)).risk
         clipped = np.minimum(_losses(Q[None], self.held_out)[:, 0], clip)
         found["held_out_clipped"] = mean_upper_limit(clipped, largest=clip, delta=delta / candidates)
         if math.isfinite(self.widest):
             radius = math.hypot(self.widest, 1.0) * (1 + 1e-15)
-            found["held_out"] = held_out(radius=radius).risk
+            found["held_out"] = held_out(Q, self.held_out, radius=radius).risk
             found["bernstein"] = risk_bernstein(Q, empirical, radius=radius, samples=n, delta=delta)
             found["shortfall"] = risk_shortfall(
                 Q, empirical, radius=radius, samples=n, delta=delta, measured=self.measured
@@ -237,7 +252,16 @@ def _prunings(
             skeleton = interpolate(gram, selection, intercept=False)
             T = skeleton.interpolation
             change = output_change(U, skeleton.indices, U @ T.T, shift=np.zeros(len(U)))
-            yield _Pruning(rule, tol, k, change, float(skeleton.feature_errors[k]), spectral_norm(T))
+            yield _Pruning(rule, tol, k, change, float(skeleton.feature_errors[k]), _norm(T))
+
+
+def _norm(T: Array) -> float:
+    """Return ‖T‖₂, rounded up; from TTᵀ, which is smaller and whose largest eigenvalue is never near 0."""
+    return gram_scale(T @ T.T, entry_error=moment_error(T.shape[1]))
+
+
+def _leverages(Z: Array, factor: Array) -> Array:
+    return np.asarray((solve_triangular(factor, Z.T, lower=True) ** 2).sum(axis=0))
 
 
 class _Features:

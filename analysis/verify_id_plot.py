@@ -93,9 +93,8 @@ def draw_samples(frame: pd.DataFrame) -> Figure:
             axes.plot(n, top * np.sqrt(n[0] / n), color=FAINT, linestyle=":", label="slope −1/2")
             slope = fitted_slope(n, median["excess"].to_numpy())
             if math.isfinite(slope):
-                axes.annotate(
-                    rf"$\propto n^{{{slope:.2f}}}$", (n[-1], shown.iloc[-1]), (0, 6), textcoords="offset points", ha="right"
-                )
+                label, end = rf"$\propto n^{{{slope:.2f}}}$", (n[-1], shown.iloc[-1])
+                axes.annotate(label, end, (0, 6), textcoords="offset points", ha="right")
             axes.set_xscale("log")
             axes.set_yscale("log")
             axes.set_xlabel("inputs n of the choice")

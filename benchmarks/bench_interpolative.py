@@ -1,7 +1,9 @@
 """How fast an interpolative decomposition is, what each rule chooses on trained nets, and what a ridge adds.
 
 Every contender of the first two cases runs in a fresh process, in turn, several rounds; times are medians, memory is
-the process's peak. The others train nets on digits, and on Fashion-MNIST where ELLQ_DATA names a folder that has it.
+the process's peak. Ratios are of processor time, which other work on the machine changes least; with
+OPENBLAS_NUM_THREADS=1 it is also the time on an idle machine. The other cases train nets on digits, and on
+Fashion-MNIST where ELLQ_DATA names a folder that has it.
 
     python benchmarks/bench_interpolative.py [--quick] [--only decompose|select|rules|ridge] [--json FILE]
 """
@@ -81,8 +83,8 @@ def run_decompose(name: str, n: int, m: int, k: int) -> Row:
     A = net_features(n, m)
     prepare, work = DECOMPOSE[name]
     prepared = prepare(A)
-    seconds, found = timed(lambda: work(prepared, k))
-    row = {"seconds": seconds, "peak_mb": peak_bytes() / 1e6, "error": None}
+    seconds, processor, found = timed(lambda: work(prepared, k))
+    row = {"seconds": seconds, "processor": processor, "peak_mb": peak_bytes() / 1e6, "error": None}
     if found is not None:
         S, T = found
         B = A.astype(np.float64)
@@ -149,10 +151,11 @@ def run_select(name: str, m: int, k: int) -> Row:
     A = net_features(2 * m, m).astype(np.float64)
     Y = A @ np.random.default_rng(1).standard_normal((m, 10))
     moments, triangle = Moments(A.T @ A, A.T @ Y, (Y * Y).sum(axis=0)), Triangle(np.linalg.qr(A, mode="r"))
-    seconds, chosen = timed(lambda: SELECT[name](moments, triangle, k))
-    peak = peak_bytes()
+    seconds, processor, chosen = timed(lambda: SELECT[name](moments, triangle, k))
+    row = {"seconds": seconds, "processor": processor, "peak_mb": peak_bytes() / 1e6}
     left = A - A[:, chosen] @ np.linalg.lstsq(A[:, chosen], A, rcond=None)[0]
-    return {"seconds": seconds, "peak_mb": peak / 1e6, "error": float(np.linalg.norm(left) / np.linalg.norm(A))}
+    row["error"] = float(np.linalg.norm(left) / np.linalg.norm(A))
+    return row
 
 
 SELECT: dict[str, Callable[[Moments, Triangle, int], np.ndarray]] = {
@@ -177,14 +180,14 @@ def bench_rules(quick: bool) -> list[Row]:
         columns = gram.columns(centred=True)
         m = columns.features
         counts = sorted({max(1, round(m * share)) for share in (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6)})
-        print(f"{case}: output error relative to pivoted_qr's, by units kept of {m}; seconds for {counts[-1]}")
+        print(f"{case}: output error relative to pivoted_qr's, by units kept of {m}; processor time for {counts[-1]}")
         print(f"  {'':28s}" + "".join(f"{k:>7d}" for k in counts) + "   median   seconds")
         base = [errors_at(columns, pivoted_qr, k) for k in counts]
         for name, rule in ON_NETS.items():
             if name.startswith("swap_refined") and m > 600:
-                continue  # minutes
+                continue  # takes long
             ratios = [errors_at(columns, rule, k) / b for k, b in zip(counts, base, strict=True)]
-            seconds = timed(functools.partial(rule, columns, counts[-1]))[0]
+            seconds = timed(functools.partial(rule, columns, counts[-1]))[1]
             values = "".join(f"{r:7.2f}" for r in ratios)
             print(f"  {name:28s}{values}{statistics.median(ratios):9.2f}{seconds:10.4f}")
             rows += [
@@ -275,22 +278,23 @@ def in_turn(case: str, contenders: dict[str, Row], rounds: int) -> list[Row]:
     runs: dict[str, list[Row]] = {name: [] for name in contenders}
     for turn in range(rounds):
         for name, task in contenders.items():
-            if turn and min(run["seconds"] for run in runs[name]) > 5:
+            if turn and runs[name][0]["processor"] > 2:
                 continue  # once is enough
             command = [sys.executable, __file__, "--child", json.dumps(task)]
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
             runs[name].append(json.loads(done.stdout))
-    ours = statistics.median(run["seconds"] for run in next(iter(runs.values())))
+    ours = statistics.median(run["processor"] for run in next(iter(runs.values())))
     rows = []
     print(case)
     for name, results in runs.items():
-        times = [run["seconds"] for run in results]
-        seconds, error = statistics.median(times), results[0]["error"]
-        peak = max(run["peak_mb"] for run in results)
-        rows.append({"case": case, "contender": name, "seconds": seconds, "peak_mb": peak, "error": error})
+        row = {"case": case, "contender": name, "error": results[0]["error"]}
+        row |= {key: statistics.median(run[key] for run in results) for key in ("seconds", "processor")}
+        row |= {"peak_mb": max(run["peak_mb"] for run in results), "ratio_to_ours": row["processor"] / ours}
+        rows.append(row)
         print(
-            f"  {name:28s}{seconds:9.4f} s (from {min(times):.4f} to {max(times):.4f})   "
-            f"{seconds / ours:7.2f} × ours   peak {peak:5.0f} MB" + ("" if error is None else f"   error {error:.5f}")
+            f"  {name:28s}{row['seconds']:9.4f} s, processor {row['processor']:9.4f} s"
+            f"   {row['ratio_to_ours']:7.2f} × ours   peak {row['peak_mb']:5.0f} MB"
+            + ("" if row["error"] is None else f"   error {row['error']:.5f}")
         )
     print()
     return rows
@@ -303,16 +307,20 @@ def run_alone(task: Row) -> Row:
     return run_select(task["select"], task["m"], task["k"])
 
 
-def timed(work: Callable[[], Any]) -> tuple[float, Any]:
-    """Run once to warm up, then three times, of which the median counts; once in all where that takes long."""
-    times = []
+def timed(work: Callable[[], Any]) -> tuple[float, float, Any]:
+    """Return seconds, of them on a processor, and the result.
+
+    After a run to warm up, the median of three; the first alone where it takes long.
+    """
+    seconds, processor = [], []
     for _ in range(4):
-        began = time.perf_counter()
+        began, busy = time.perf_counter(), time.process_time()
         result = work()
-        times.append(time.perf_counter() - began)
-        if times[0] > 5:
-            return times[0], result
-    return statistics.median(times[1:]), result
+        seconds.append(time.perf_counter() - began)
+        processor.append(time.process_time() - busy)
+        if processor[0] > 5:
+            return seconds[0], processor[0], result
+    return statistics.median(seconds[1:]), statistics.median(processor[1:]), result
 
 
 def peak_bytes() -> int:

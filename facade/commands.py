@@ -406,6 +406,8 @@ def verify_id_on_nets(
     found = verify_id(out, grid=QUICK if quick else full_grid(), jobs=jobs, seed=seed, delta=delta)
     print(found.verdicts.to_string(index=False))
     print(f"Written: {out}")
+    if not found.holds:
+        raise ValueError(f"More violations than δ={delta:g} allows. See {Path(out) / 'verdicts.csv'}.")
 
 
 def theory_list() -> None:

@@ -15,11 +15,20 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from ellq.analysis import Calibration, as_batches, inputs_of
-from ellq.theory import Array, Gram, open_fraction
-from ellq.theory.concentration import leverages, moments_limit, ridged
-from ellq.theory.confidence import mean_upper_limit, share_upper_limit
-from ellq.theory.id_bounds import spectral_norm
-from ellq.theory.risk_bounds import output_change, risk_split, risk_whole
+from ellq.theory import (
+    Array,
+    Gram,
+    leverages,
+    mean_upper_limit,
+    moments_limit,
+    open_fraction,
+    output_change,
+    ridged,
+    risk_split,
+    risk_whole,
+    share_upper_limit,
+    spectral_norm,
+)
 
 if TYPE_CHECKING:
     from ellq.pruning.plan import Plan
@@ -235,7 +244,7 @@ def _by_held_out(losses: Array, limit: float, delta: float) -> dict[str, Any]:
 
 
 def _by_halves(Z: Array, change: Array, delta: float) -> dict[str, Any]:
-    if len(Z) < 4:
+    if len(Z) < 4 or not Z[::2].any():
         return {"risk_bound": math.inf, "share_left_out": 0.0, "limit": math.inf}
     Z = np.hstack([Z, np.ones((len(Z), change.shape[1] - Z.shape[1]))])
     first, second = Z[::2], Z[1::2]

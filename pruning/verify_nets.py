@@ -92,9 +92,6 @@ class Verification:
         return bool(self.verdicts["holds"].all())
 
 
-FILES = ("cases.csv", "verdicts.csv", "rates_samples.csv", "rates_widths.csv", "slack", "samples", "widths")
-
-
 def verify_id(
     out: str | os.PathLike[str], *, grid: Grid = QUICK, jobs: int = 1, seed: int = 0, delta: float = 0.05
 ) -> Verification:

@@ -116,8 +116,14 @@ class TestProcesses:
         (tmp_path / "script.py").write_text(script)
         folder = tmp_path / "cases"
         command = [sys.executable, str(tmp_path / "script.py"), os.path.dirname(__file__), str(folder)]
-        # A session of its own, to see that no process of it is left.
-        run = subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True, text=True)
+        # A session of its own, to see that no process of it is left; a job in the background ignores Ctrl-C.
+        run = subprocess.Popen(
+            command,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+            text=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
         try:
             deadline = time.monotonic() + 60
             while time.monotonic() < deadline and not (folder.is_dir() and len(list(folder.iterdir())) == 2):

@@ -152,6 +152,20 @@ class TestFollows:
         assert found.risk_bound == math.inf
         assert "pass held_out=" in str(found)
 
+    @pytest.mark.parametrize("bias", [True, False])
+    def test_nothing_bad_of_a_dead_layer(self, bias):
+        net = mlp(5, 6, 2, bias=bias)
+        with torch.no_grad():
+            net[0].weight.zero_()
+            if bias:
+                net[0].bias.fill_(-1)
+        for inputs in (gaussian(40, 5), gaussian(2, 5)):
+            found = plan(net, inputs, method="id", tol=0.5).guarantee
+            assert found.calibration_risk < 1e-12
+            assert found.relative_error <= 1e-6 or found.output_energy < 1e-12
+        held = plan(net, gaussian(40, 5), method="id", tol=0.5, held_out=gaussian(40, 5, seed=1)).guarantee
+        assert held.risk_bound < 1e-12
+
 
 class TestKept:
     @pytest.mark.parametrize("held", [0, 300])

@@ -17,6 +17,7 @@ from ellq.analysis.distributed import gather as gather
 from ellq.analysis.evaluate import accuracy as accuracy
 from ellq.analysis.evaluate import agreement as agreement
 from ellq.analysis.evaluate import predict as predict
+from ellq.analysis.feature_range import feature_norm_bound as feature_norm_bound
 from ellq.analysis.files import new_folder as new_folder
 from ellq.analysis.files import write_bytes as write_bytes
 from ellq.analysis.files import write_text as write_text
@@ -46,4 +47,3 @@ from ellq.analysis.unit_rows import to_unit_rows as to_unit_rows
 from ellq.analysis.unit_rows import transposed_groups as transposed_groups
 from ellq.analysis.weights import WeightMatrix as WeightMatrix
 from ellq.analysis.weights import weight_matrices as weight_matrices
-from ellq.analysis.feature_range import feature_norm_bound as feature_norm_bound

@@ -86,6 +86,7 @@ from ellq.theory.input_moments import moment_error as moment_error
 from ellq.theory.input_moments import second_moments as second_moments
 from ellq.theory.input_moments import unit_error_gram as unit_error_gram
 from ellq.theory.input_moments import unit_error_uncorrelated as unit_error_uncorrelated
+from ellq.theory.interpolative import RULES as RULES
 from ellq.theory.interpolative import Interpolative as Interpolative
 from ellq.theory.interpolative import Refit as Refit
 from ellq.theory.interpolative import Skeleton as Skeleton

@@ -135,7 +135,7 @@ def test_report_is_self_contained(demo, record):
     page = (demo[0] / "report.html").read_text(encoding="utf-8")
     assert not re.findall(r"""(?:src|href)\s*=\s*["'](?!data:)""", page)
     assert "<script" not in page
-    assert page.count("data:image/svg+xml;base64,") == 5
+    assert page.count("data:image/svg+xml;base64,") == 1 + 2 + 2 * 4 + 2  # accuracy, bounds, profiles, comparisons
     for row in record["summary"]:
         assert f"{row['parameters']:,}" in page
 

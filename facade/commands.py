@@ -122,13 +122,7 @@ def compare_checkpoints(
         names=names,
         seed=seed,
     )
-    if csv:
-        compared.to_csv(csv)
-    if json:
-        compared.to_json(json)
-    if plot:
-        _draw(plot, compared.plot())
-    _print(compared)
+    _hand_over(compared, csv=csv, json=json, plot=plot)
 
 
 def follow_training(
@@ -151,13 +145,7 @@ def follow_training(
 
     _picture_format(plot)
     followed = trajectory(files, q=q)
-    if csv:
-        followed.to_csv(csv)
-    if json:
-        followed.to_json(json)
-    if plot:
-        _draw(plot, followed.plot())
-    _print(followed)
+    _hand_over(followed, csv=csv, json=json, plot=plot)
 
 
 def histogram_make(
@@ -538,6 +526,17 @@ def _draw(plot: str, figure: Any) -> None:
     from ellq.paper_figures import render
 
     write_bytes(plot, render(figure, _picture_format(plot)))
+
+
+def _hand_over(result: Any, *, csv: str | None, json: str | None, plot: str | None) -> None:
+    """Write a result to the files that are named, and print it."""
+    if csv:
+        result.to_csv(csv)
+    if json:
+        result.to_json(json)
+    if plot:
+        _draw(plot, result.plot())
+    _print(result)
 
 
 def _write_table(path: str, frame: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -14,7 +13,7 @@ import pandas as pd
 from rich.table import Table
 from torch import nn
 
-from ellq.analysis.files import write_text
+from ellq.analysis.files import json_text, write_text
 from ellq.analysis.profile import LayerShape, Profile, measure
 from ellq.analysis.progress import track
 from ellq.analysis.tables import MODEL, ResultTable, plain_rows
@@ -188,10 +187,7 @@ class Comparison:
             "columns": list(self.frame),
             "rows": plain_rows(self.frame),
         }
-        text = json.dumps(content, allow_nan=False, ensure_ascii=False)
-        if path is not None:
-            write_text(path, text)
-        return text
+        return json_text(content, path)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Comparison):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import shutil
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> Path:
@@ -139,3 +141,11 @@ def _cannot_write(named: Path, error: OSError) -> OSError:
     # mkdir says "file exists" where a regular file stands in place of a folder
     kind = NotADirectoryError if isinstance(error, FileExistsError) else type(error)
     return kind(f"{named} cannot be written: {reason}. Choose a place that can.")
+
+
+def json_text(content: Any, path: str | os.PathLike[str] | None = None) -> str:
+    """Return content as JSON, and write it to a path if one is given, whole or not at all."""
+    text = json.dumps(content, allow_nan=False, ensure_ascii=False)
+    if path is not None:
+        write_text(path, text)
+    return text

@@ -22,7 +22,7 @@ from torch import nn
 
 from ellq.analysis.checkpoints import LazyTensors, StoredTensor, read_checkpoint, stored_tensors
 from ellq.analysis.curves import ORDERS, POINTS, curve_arguments, curve_table
-from ellq.analysis.files import write_bytes, write_text
+from ellq.analysis.files import json_text, write_bytes, write_text
 from ellq.analysis.grids import order_grid, tolerance_grid
 from ellq.analysis.profile import LayerShape
 from ellq.analysis.progress import track
@@ -234,10 +234,7 @@ class HistogramProfile:
         frame = self.frame(orders)
         frame = frame.replace([math.inf], math.nan)
         rows = [dict(zip(frame, row, strict=True)) for row in plain_rows(frame)]
-        text = json.dumps(rows, allow_nan=False, ensure_ascii=False)
-        if path is not None:
-            write_text(path, text)
-        return text
+        return json_text(rows, path)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the histograms as a safetensors file, from which ``load`` makes an equal value.

@@ -14,7 +14,7 @@ import pandas as pd
 from rich.table import Table
 from torch import nn
 
-from ellq.analysis.files import write_text
+from ellq.analysis.files import json_text, write_text
 from ellq.analysis.grids import order_grid, tolerance_grid
 from ellq.analysis.progress import track
 from ellq.analysis.retained import narrow_histogram, retained_exactly, retained_of_rows, sufficient_counts
@@ -287,10 +287,7 @@ class Profile:
             "retained_columns": list(_OF_TOLERANCE),
             "retained_rows": plain_rows(self.retained[list(_OF_TOLERANCE)]),
         }
-        text = json.dumps(content, allow_nan=False, ensure_ascii=False)
-        if path is not None:
-            write_text(path, text)
-        return text
+        return json_text(content, path)
 
     @staticmethod
     def from_json(text: str) -> Profile:

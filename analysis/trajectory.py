@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from rich.table import Table
 
 from ellq.analysis.checkpoints import read_checkpoint
 from ellq.analysis.compare import refuse_other_architecture
-from ellq.analysis.files import write_text
+from ellq.analysis.files import json_text, write_text
 from ellq.analysis.profile import LayerShape, Profile, measure
 from ellq.analysis.progress import track
 from ellq.analysis.tables import MODEL, ResultTable, plain_rows
@@ -130,10 +129,7 @@ class Trajectory:
             OSError: the place cannot be written.
         """
         content = {"q": self.q, "columns": list(self.frame), "rows": plain_rows(self.frame)}
-        text = json.dumps(content, allow_nan=False, ensure_ascii=False)
-        if path is not None:
-            write_text(path, text)
-        return text
+        return json_text(content, path)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Trajectory):

@@ -144,16 +144,18 @@ def keep_largest(units: Array, retained: npt.NDArray[np.int64]) -> Tensor:
     return ranks < torch.tensor(retained)[:, None]
 
 
-def mask_(weights: list[Maskable], plan: Plan) -> None:
-    """Set to zero, in place, what the plan does not retain.
+def retained_entries(weights: list[Maskable], plan: Plan) -> dict[str, Tensor]:
+    """Return which entries of every planned weight stay, as masks of the weights' own shapes.
 
     Args:
         weights: from ``maskable_weights``.
         plan: made for these weights.
 
+    Returns:
+        For each weight the plan names, a boolean tensor of its shape, on the CPU.
+
     Raises:
-        ValueError: the plan is for other weights, or one is not finite; the first mismatch is named and nothing was
-            changed.
+        ValueError: the plan is for other weights, or one is not finite; the first mismatch is named.
     """
     by_name = {weight.name: weight for weight in weights}
     planned = {str(name): rows for name, rows in plan.table.groupby("layer", sort=False)}
@@ -167,14 +169,32 @@ def mask_(weights: list[Maskable], plan: Plan) -> None:
                 f"The plan is for another model: layer {name!r} has {shape[0]} units of {shape[1]} weights, the plan"
                 f" {len(rows)} of {int(rows['size'].iloc[0])}."
             )
-    masks = []  # all of them before the first weight is changed
+    masks = {}
     for name, rows in planned.items():
         weight = by_name[name]
+        if name in plan.kept:
+            masks[name] = torch.from_numpy(plan.kept[name])
+            continue
         kept = keep_largest(weight.units(), rows["retained"].to_numpy(dtype="int64"))
-        masks.append(torch.from_numpy(from_unit_rows(kept.numpy(), tuple(weight.tensor.shape), weight.groups)))
+        masks[name] = torch.from_numpy(from_unit_rows(kept.numpy(), tuple(weight.tensor.shape), weight.groups))
+    return masks
+
+
+def mask_(weights: list[Maskable], plan: Plan) -> None:
+    """Set to zero, in place, what the plan does not retain.
+
+    Args:
+        weights: from ``maskable_weights``.
+        plan: made for these weights.
+
+    Raises:
+        ValueError: as for ``retained_entries``; nothing was changed.
+    """
+    masks = retained_entries(weights, plan)
+    by_name = {weight.name: weight.tensor for weight in weights}
     with torch.no_grad():
-        for name, mask in zip(planned, masks, strict=True):
-            tensor = by_name[name].tensor
+        for name, mask in masks.items():
+            tensor = by_name[name]
             # By way of float64, which holds every float exactly: the smallest formats cannot be masked themselves.
             tensor.copy_(tensor.double().masked_fill(~mask.to(tensor.device), 0))
 

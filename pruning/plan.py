@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -18,6 +19,7 @@ from ellq.pruning.json_format import MODEL, PLAN, VERSIONS, read_json
 from ellq.theory import Skeleton
 
 STORED = 2**18  # entries of an interpolation matrix, 2 MiB; a larger one is left out of the JSON
+_STORED_AS = {"float32": "<f4", "float64": "<f8"}
 _ARRAYS = ("interpolation", "offset", "feature_errors")  # of a skeleton
 COLUMNS = ("layer", "unit", "size", "retained", "reason")
 
@@ -56,6 +58,10 @@ class Plan:
         corrections: for ``"id"``, what is folded into each consumer.
         guarantee: for ``"id"`` on one hidden layer, what is measured and proved of the outputs; None where it was not
             asked for.
+        kept: for ``"lq"``, which entries stay in the layers where they are not the largest of each unit: by name, in
+            the shape of the weight.
+        values: for ``"lq"``, what parameters and buffers become where refitting changed them: by name in the model's
+            state dict, in the tensor's shape; a weight that is planned is 0 where it does not stay.
     """
 
     method: str
@@ -64,6 +70,8 @@ class Plan:
     table: pd.DataFrame
     corrections: tuple[Correction, ...] = ()
     guarantee: Guarantee | None = None
+    kept: Mapping[str, npt.NDArray[np.bool_]] = field(default_factory=dict)
+    values: Mapping[str, npt.NDArray[np.floating[Any]]] = field(default_factory=dict)
 
     @property
     def sparsity(self) -> float:
@@ -81,11 +89,14 @@ class Plan:
             table: as from ``to_frame``, with other numbers under ``retained``.
 
         Raises:
-            ValueError: the plan is for ``"id"`` (its corrections fit one choice only), rows or columns are missing or
-                reordered, or a count is not a whole number in [0, size].
+            ValueError: the plan holds what fits one choice only (the corrections of ``"id"``, entries chosen by other
+                than magnitude, refitted values), rows or columns are missing or reordered, or a count is not a whole
+                number in [0, size].
         """
         if self.method != "lq":
             raise ValueError("A plan of method 'id' holds corrections for its own choice. Make a new plan instead.")
+        if self.kept or self.values:
+            raise ValueError("The plan's entries were chosen or refitted by data, for its own counts. Make a new plan.")
         fixed = ["layer", "unit", "size"]
         own = self.table[fixed].to_numpy().tolist()
         if list(table.columns) != list(COLUMNS) or table[fixed].to_numpy().tolist() != own:
@@ -114,6 +125,8 @@ class Plan:
                     for c in self.corrections
                 ],
                 "guarantee": None if self.guarantee is None else self.guarantee.to_dict(),
+                "kept": {name: _encode_mask(mask) for name, mask in self.kept.items()},
+                "values": {name: _encode(value) for name, value in self.values.items()},
             },
             ensure_ascii=False,
             allow_nan=False,
@@ -149,7 +162,11 @@ class Plan:
             table = _checked(plan_table(**data["table"]))
             proved = data.get("guarantee")
             guarantee = None if proved is None else Guarantee.from_dict(proved)
-            return Plan(data["method"], data["rule"], dict(data["settings"]), table, corrections, guarantee)
+            kept = {name: _decode_mask(mask) for name, mask in data.get("kept", {}).items()}
+            values = {name: _decode(value) for name, value in data.get("values", {}).items()}
+            return Plan(
+                data["method"], data["rule"], dict(data["settings"]), table, corrections, guarantee, kept, values
+            )
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"The plan is damaged ({type(error).__name__}: {error}).") from error
 
@@ -224,14 +241,28 @@ def _plain(column: pd.Series[Any]) -> list[Any]:
     return [None if value is pd.NA else value for value in column.tolist()]
 
 
-def _encode(array: npt.NDArray[np.float64]) -> dict[str, Any]:
-    little = np.ascontiguousarray(array, dtype="<f8")
-    return {"shape": list(little.shape), "float64": base64.b64encode(little.tobytes()).decode("ascii")}
+def _encode(array: npt.NDArray[np.floating[Any]]) -> dict[str, Any]:
+    kind = "float32" if array.dtype == np.float32 else "float64"
+    little = np.ascontiguousarray(array, dtype=_STORED_AS[kind])
+    return {"shape": list(array.shape), kind: base64.b64encode(little.tobytes()).decode("ascii")}
 
 
-def _decode(data: dict[str, Any]) -> npt.NDArray[np.float64]:
-    raw = np.frombuffer(base64.b64decode(data["float64"]), dtype="<f8")
-    return raw.reshape(data["shape"]).astype(np.float64)
+def _decode(data: dict[str, Any]) -> npt.NDArray[Any]:
+    kind = "float32" if "float32" in data else "float64"
+    raw = np.frombuffer(base64.b64decode(data[kind]), dtype=_STORED_AS[kind])
+    return raw.reshape(data["shape"]).astype(kind)
+
+
+def _encode_mask(mask: npt.NDArray[np.bool_]) -> dict[str, Any]:
+    return {"shape": list(mask.shape), "bits": base64.b64encode(np.packbits(mask).tobytes()).decode("ascii")}
+
+
+def _decode_mask(data: dict[str, Any]) -> npt.NDArray[np.bool_]:
+    bits = np.frombuffer(base64.b64decode(data["bits"]), dtype=np.uint8)
+    size = int(np.prod(data["shape"], dtype=np.int64))
+    if bits.size != -(-size // 8):
+        raise ValueError(f"a mask of shape {data['shape']} has {bits.size} bytes")
+    return np.unpackbits(bits, count=size).reshape(data["shape"]).astype(bool)
 
 
 def _encode_skeleton(skeleton: Skeleton | None) -> dict[str, Any] | None:

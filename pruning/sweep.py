@@ -11,8 +11,9 @@ import pandas as pd
 from torch import Tensor, nn
 
 from ellq.analysis import accuracy, agreement, cost, track
+from ellq.pruning.apply import apply
 from ellq.pruning.chain_bounds import chain_bounds
-from ellq.pruning.prune import apply, plan
+from ellq.pruning.prune import plan
 
 
 @dataclass(frozen=True)

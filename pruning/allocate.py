@@ -1,17 +1,42 @@
-"""How many weights each unit may keep: from a tolerance, or from a budget for all units together."""
+"""How many weights each unit keeps, the largest ones: one function per rule, listed in ``RULES``.
+
+A rule for a budget gets the layers and how many weights they retain together; a rule for a tolerance decides unit by
+unit. To add a rule, write its function and name it in ``RULES``. Rules that do not keep the largest weights of each
+unit are in ``scores.py``.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
 import numpy.typing as npt
 
-from ellq.theory import Array, power_sums
+from ellq.pruning.authors import diao2023, diao2023_budget, yang2022, yang2022_budget
+from ellq.pruning.largest import Layer, Scale, Survey, count_largest, magnitudes
+from ellq.pruning.layers import Allocation, Layers, same_reason
+from ellq.pruning.least_bound import least_bound
+from ellq.theory import Array
 
-Counts = npt.NDArray[np.int64]
+
+@dataclass(frozen=True)
+class Rule:
+    """A way to decide how many of its largest weights each unit keeps.
+
+    Attributes:
+        by_budget: ``(layers, retained, **settings) → Allocation``.
+        by_tolerance: ``(layers, tol, **settings) → Allocation``; None where the rule knows no tolerance.
+        least: what every unit keeps at least unless the caller says otherwise: 1 for ours, 0 where others left it open.
+        takes_eta: ``tol`` is the authors' η ≥ 0, not a relative error in (0, 1).
+    """
+
+    by_budget: Callable[..., Allocation]
+    by_tolerance: Callable[..., Allocation] | None = None
+    least: int = 0
+    takes_eta: bool = False
 
 
 def retained_of(total: int, sparsity: float) -> int:
@@ -19,133 +44,186 @@ def retained_of(total: int, sparsity: float) -> int:
 
     In decimals 0.9 of 10 leaves exactly 1; in binary floating point it would leave 0.
     """
-    return total - math.ceil(Fraction(repr(sparsity)) * total)
+    return total - math.ceil(Fraction(repr(float(sparsity))) * total)
 
 
-def by_tolerance(layers: Sequence[Array], tol: float) -> list[Counts]:
-    """Return, for every unit, the fewest weights whose removed rest is within ``tol``·‖w‖_2.
+def ellq(layers: Layers, retained: int) -> Allocation:
+    """Make the layers' relative squared errors, added up, as small as a budget allows.
+
+        minimise Σ_l Σ_{i in l} σ_{k_i}(w_i)_2² / ‖W_l‖_F²   subject to Σ k_i = retained, k_i ≥ minimum
+
+    ‖ΔW_l‖_F/‖W_l‖_F is the relative error of a layer's outputs when its inputs are uncorrelated and of one size. The
+    errors are convex in each k_i, so taking the largest w²/‖W_l‖_F² first is optimal. Ties go to the earlier layer,
+    unit and weight. Ignores the scale of every layer.
 
     Args:
-        layers: one array of units per layer, each of shape (units, d).
-        tol: relative tolerance, 0 < tol < 1.
+        layers: what is decided on.
+        retained: the total to keep.
 
-    Returns:
-        One array of counts per layer; at least 1 for a non-zero unit, 0 for a zero one.
+    Reference: ours.
+    """
+    scales = [Scale(found.exponent, found.norm or 1.0) for found in layers.surveys]
+    counts = count_largest(layers.weights, retained, scales=scales, minima=layers.minima)
+    return same_reason(counts, f"least total relative error with {retained:,} retained")
+
+
+def exact(layers: Layers, retained: int) -> Allocation:
+    """Make the exact squared errors of all units, added up, as small as a budget allows.
+
+        minimise Σ_i σ_{k_i}(w_i)_2²   subject to Σ k_i = retained, k_i ≥ minimum
+
+    The largest weights of all layers together; with no minimum it is ``global``.
+
+    Args:
+        layers: what is decided on.
+        retained: the total to keep.
+
+    Reference: ours; the errors are convex in each k_i, so the largest weights first is optimal.
+    """
+    counts = count_largest(layers.weights, retained, scales=None, minima=layers.minima)
+    return same_reason(counts, f"least Σσ_k(w)² with {retained:,} retained")
+
+
+def global_magnitude(layers: Layers, retained: int) -> Allocation:
+    """Keep the largest weights of all layers together, as ``torch.nn.utils.prune.global_unstructured`` does."""
+    counts = count_largest(layers.weights, retained, scales=None, minima=layers.minima)
+    return same_reason(counts, f"largest {retained:,} of all layers together")
+
+
+def uniform(layers: Layers, retained: int) -> Allocation:
+    """Keep the same fraction of every layer, its largest weights."""
+    return _by_layer(layers, _shares(layers, layers.sizes, retained), "the same fraction of every layer")
+
+
+def erk(layers: Layers, retained: int) -> Allocation:
+    """Keep of every layer a fraction that falls with its size (Erdős–Rényi kernel), its largest weights.
+
+        retained fraction of layer l = min(1, ε·Σ_a n_a / Π_a n_a)      n_a the lengths of the weight's axes
+
+    with ε such that the total is met.
+
+    Args:
+        layers: what is decided on.
+        retained: the total to keep.
+
+    Reference: Evci et al. 2020 (RigL, arXiv 1911.11134), after Mocanu et al. 2018.
+    """
+    weights = [sum(shape) for shape in layers.shapes]
+    return _by_layer(layers, _shares(layers, weights, retained), "Erdős–Rényi kernel: fraction ∝ Σn/Πn of its shape")
+
+
+def lamp(layers: Layers, retained: int) -> Allocation:
+    """Keep the weights with the largest layer-adaptive magnitude scores.
+
+        score(w_u) = w_u² / Σ_{v in the layer : |w_v| ≥ |w_u|} w_v²
+
+    Among equal magnitudes the earlier weight counts as the larger, as in the authors' sort. Ignores the scale of every
+    layer.
+
+    Args:
+        layers: what is decided on.
+        retained: the total to keep.
+
+    Reference: Lee et al. 2021 (arXiv 2010.07611).
+    """
+    scores = [_lamp_scores(layer, found) for layer, found in zip(layers.weights, layers.surveys, strict=True)]
+    minima = [np.array([minimum.sum()]) for minimum in layers.minima]
+    shares = count_largest([score[None] for score in scores], retained, scales=None, minima=minima)
+    return _by_layer(layers, [int(share[0]) for share in shares], "largest layer-adaptive magnitude scores")
+
+
+def _lamp_scores(layer: Layer, found: Survey) -> Array:
+    """Return the scores of a layer's weights, from its largest to its smallest; they fall."""
+    joined = np.concatenate([block.ravel() for _, block in magnitudes(layer)])
+    joined.sort()
+    squares = np.ldexp(joined.astype(np.float64), -found.exponent)[::-1] ** 2
+    return np.divide(squares, np.cumsum(squares), out=np.zeros_like(squares), where=squares > 0)
+
+
+def by_tolerance(layers: Layers, tol: float) -> Allocation:
+    """Keep, of every unit, the fewest weights whose removed rest is within ``tol``·‖w‖_2; at least its minimum.
+
+    Args:
+        layers: what is decided on.
+        tol: relative tolerance, 0 < tol < 1.
 
     Reference: ours; exact, by one sort per unit.
     """
-    return [np.count_nonzero(_tail_shares(units) > tol**2, axis=1).astype(np.int64) for units in layers]
+    counts = []
+    for layer, minimum in zip(layers.weights, layers.minima, strict=True):
+        fewest = np.empty(len(layer), dtype=np.int64)
+        for rows, block in magnitudes(layer):
+            fewest[rows] = np.count_nonzero(_tail_shares(block) > tol**2, axis=1)
+        counts.append(np.maximum(fewest, minimum))
+    return same_reason(counts, f"fewest with relative error <= {tol:g}")
 
 
-def _tail_shares(units: Array) -> Array:
+def _tail_shares(magnitude: npt.NDArray[np.floating]) -> Array:
     """Return σ_i(w)_2²/‖w‖_2² of every unit for i = 0 … d − 1 weights kept; 0 throughout for a zero unit."""
-    squares = np.sort(_scaled(units, np.abs(units).max(axis=1, keepdims=True)) ** 2, axis=1)
-    tails = np.cumsum(squares, axis=1)[:, ::-1]
+    rising = np.sort(magnitude, axis=1).astype(np.float64)
+    largest = rising[:, -1:]
+    # Divided by the largest, so that squares of tiny weights do not vanish.
+    tails = np.cumsum(np.divide(rising, largest, out=np.zeros_like(rising), where=largest > 0) ** 2, axis=1)[:, ::-1]
     total = tails[:, :1]
     return np.asarray(np.divide(tails, total, out=np.zeros_like(tails), where=total > 0))
 
 
-def by_budget(layers: Sequence[Array], retained: int) -> list[Counts]:
-    """Return the counts that make the layers' relative squared errors, added up, as small as a budget allows.
-
-        minimise Σ_l Σ_{i in l} σ_{k_i}(w_i)_2² / ‖W_l‖_F²   subject to Σ k_i = retained, k_i ≥ 1
-
-    ‖ΔW_l‖_F/‖W_l‖_F is the relative error of a layer's outputs when its inputs are uncorrelated and of one size. The
-    errors are convex in each k_i, so taking the largest w²/‖W_l‖_F² first is optimal. Every non-zero unit keeps at
-    least one weight; ties go to the earlier layer, unit and weight.
-
-    Args:
-        layers: one array of units per layer, each of shape (units, d).
-        retained: the total to keep, from the number of non-zero units to the number of weights.
-
-    Returns:
-        One array of counts per layer, summing to ``retained``.
-
-    Reference: ours.
-    """
-    scores = []
-    for units in layers:
-        scaled = _scaled(units, np.abs(units).max(keepdims=True))
-        energy = float((scaled**2).sum())
-        score = scaled / np.sqrt(energy) if energy > 0 else scaled
-        first = np.argmax(np.abs(units), axis=1)
-        score[np.arange(len(units)), first] = np.where(units.any(axis=1), np.inf, 0.0)  # the score may underflow
-        scores.append(score)
-    joined = np.concatenate([score.ravel() for score in scores])
-    kept = _largest(joined, retained)
-    ends = np.cumsum([score.size for score in scores])[:-1]
-    return [
-        part.reshape(score.shape).sum(axis=1).astype(np.int64)
-        for part, score in zip(np.split(kept, ends), scores, strict=True)
+def _by_layer(layers: Layers, shares: Sequence[int], reason: str) -> Allocation:
+    """Keep the largest weights of every layer, as many as its share."""
+    counts = [
+        count_largest([layer], share, scales=None, minima=[minimum])[0]
+        for layer, share, minimum in zip(layers.weights, shares, layers.minima, strict=True)
     ]
+    sizes = layers.sizes
+    reasons = [f"{reason}: {share / size:.4g} of it" for share, size in zip(shares, sizes, strict=True)]
+    return Allocation(counts, reasons)
 
 
-def _largest(values: Array, retained: int) -> npt.NDArray[np.bool_]:
-    """Return which values are among the ``retained`` largest; of equal ones the first."""
-    if retained == 0:
-        return np.zeros(values.size, dtype=bool)
-    least = np.partition(values, values.size - retained)[values.size - retained]
-    kept: npt.NDArray[np.bool_] = values > least
-    ties = np.flatnonzero(values == least)
-    kept[ties[: retained - np.count_nonzero(kept)]] = True
-    return kept
+def _shares(layers: Layers, weights: Sequence[float], total: int) -> list[int]:
+    """Share a total among layers in proportion to their weights, none above its size or below its units' minima."""
+    return proportional_shares(weights, total, sizes=layers.sizes, minima=[int(m.sum()) for m in layers.minima])
 
 
-def _scaled(units: Array, largest: Array) -> Array:
-    """Return magnitudes divided by the largest, so that squares of tiny weights do not vanish."""
-    return np.asarray(np.divide(np.abs(units), largest, out=np.zeros_like(units), where=largest > 0))
-
-
-def yang2022(layers: Sequence[Array], eta: float, *, q: float) -> list[Counts]:
-    """Return the authors' per-neuron retained counts ("keep m").
-
-        m = ⌈d·S^(−q/(1−q))·(1 + η)^(−1/(1−q))⌉ = ⌈N_{q,1}(w)·(1 + η)^(−1/(1−q))⌉,   S = 1/(1 − I_{q,1})
+def proportional_shares(
+    weights: Sequence[float], total: int, *, sizes: Sequence[int], minima: Sequence[int]
+) -> list[int]:
+    """Share a total in proportion to weights: clip(c·weight, minimum, size), in whole numbers.
 
     Args:
-        layers: one array of units per layer, each of shape (units, d).
-        eta: η ≥ 0, removed ÷ kept ℓq mass the count is *necessary* for; it is not sufficient.
-        q: order, 0 < q < 1.
+        weights: > 0.
+        total: from the sum of the minima to the sum of the sizes.
+        sizes: the most each can get.
+        minima: the least.
 
     Returns:
-        One array of counts per layer, each in [1, d] for a non-zero unit, 0 for a zero one.
-
-    Reference: Yang et al. 2022 (arXiv 2206.05604), as in the authors' code of May 2022, first variant.
+        Shares that sum to ``total``; what is left by rounding down goes to the largest fractions, the first of equals.
     """
-    return _scaled_counts(layers, _effective_counts(layers, q), -math.log1p(eta) / (1 - q))
-
-
-def yang2022_budget(layers: Sequence[Array], retained: int, *, q: float) -> tuple[list[Counts], float]:
-    """Return the authors' counts at the least η for which they sum to at most a budget, and that η.
-
-    η is negative where the counts at η = 0 undercut the budget; it then only scales the counts up.
-
-    Args:
-        layers: one array of units per layer, each of shape (units, d).
-        retained: the most that may be kept, at least the number of non-zero units.
-        q: order, 0 < q < 1.
-
-    Returns:
-        The counts, and η.
-
-    Reference: the rule of Yang et al. 2022; solving it for a budget is ours.
-    """
-    effective = _effective_counts(layers, q)
-    low, high = -50.0, 50.0  # log of the factor on N: from every count at its minimum to every count at d
+    weight, cap, low = np.array(weights, dtype=np.float64), np.array(sizes), np.array(minima)
+    few, many = 0.0, float(np.max(cap / weight))
     for _ in range(100):
-        middle = (low + high) / 2
-        total = sum(int(counts.sum()) for counts in _scaled_counts(layers, effective, middle))
-        low, high = (middle, high) if total <= retained else (low, middle)
-    return _scaled_counts(layers, effective, low), math.expm1(-low * (1 - q))
+        middle = (few + many) / 2
+        few, many = (middle, many) if np.clip(middle * weight, low, cap).sum() < total else (few, middle)
+    real = np.clip(many * weight, low, cap)
+    shares = np.clip(np.floor(real + 1e-9), low, cap).astype(np.int64)
+    left = total - int(shares.sum())
+    order = np.argsort(-(real - shares), kind="stable")
+    while left:  # more than one round only where limits or rounding are in the way
+        for i in order:
+            step = (left > 0) - (left < 0)
+            if step and low[i] <= shares[i] + step <= cap[i]:
+                shares[i] += step
+                left -= step
+    return [int(share) for share in shares]
 
 
-def _effective_counts(layers: Sequence[Array], q: float) -> list[Array]:
-    return [power_sums(units, (q, 1.0)).effective_count(q, 1.0) for units in layers]
-
-
-def _scaled_counts(layers: Sequence[Array], effective: Sequence[Array], log_factor: float) -> list[Counts]:
-    counts = []
-    for units, N in zip(layers, effective, strict=True):
-        # A count that is whole but for rounding must not be lifted to the next.
-        m = np.ceil(np.minimum(N * math.exp(log_factor), units.shape[1]) * (1 - 1e-12))
-        counts.append(np.maximum(m, N > 0).astype(np.int64))
-    return counts
+RULES = {
+    "ellq": Rule(ellq, by_tolerance, least=1),
+    "exact": Rule(exact, by_tolerance, least=1),
+    "least_bound": Rule(least_bound, least=1),
+    "yang2022": Rule(yang2022_budget, yang2022, takes_eta=True),
+    "diao2023": Rule(diao2023_budget, diao2023, takes_eta=True),
+    "uniform": Rule(uniform),
+    "global": Rule(global_magnitude),
+    "lamp": Rule(lamp),
+    "erk": Rule(erk),
+}

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from ellq.analysis import from_unit_rows, to_unit_rows, transposed_groups, weight_matrices
+from ellq.pruning.largest import keep_largest as keep_largest
+from ellq.pruning.largest import survey
 from ellq.pruning.plan import Plan
 from ellq.theory import Array, refuse_nonfinite
 
@@ -44,6 +46,14 @@ class Maskable:
         array: Array = self.tensor.detach().to("cpu", torch.float64).numpy()
         refuse_nonfinite(array, f"Weight {self.name!r}")
         return to_unit_rows(array, self.groups)
+
+    def layer(self, values: Tensor | None = None) -> Tensor:
+        """Return the weights, or other values in their shape, with units along the first axis; a view if possible."""
+        values = self.tensor.detach() if values is None else values
+        if not self.groups:
+            return values
+        inputs, outputs = values.shape[:2]
+        return values.unflatten(0, (self.groups, inputs // self.groups)).transpose(1, 2).flatten(0, 1)
 
 
 def maskable_weights(source: nn.Module | Mapping[str, Tensor]) -> list[Maskable]:
@@ -129,21 +139,6 @@ def _as_tensor(value: Tensor | np.ndarray[tuple[int, ...], np.dtype[np.generic]]
     return torch.as_tensor(value)
 
 
-def keep_largest(units: Array, retained: npt.NDArray[np.int64]) -> Tensor:
-    """Return which entries are among the ``retained`` largest of their row; of equal ones the first stay.
-
-    Args:
-        units: one unit per row, shape (units, d).
-        retained: how many of each row stay, shape (units,).
-
-    Returns:
-        Boolean tensor of shape (units, d) with exactly ``retained[i]`` True in row i.
-    """
-    order = torch.from_numpy(-abs(units)).argsort(dim=1, stable=True)
-    ranks = torch.empty_like(order).scatter_(1, order, torch.arange(units.shape[1]).expand_as(order))
-    return ranks < torch.tensor(retained)[:, None]
-
-
 def retained_entries(weights: list[Maskable], plan: Plan) -> dict[str, Tensor]:
     """Return which entries of every planned weight stay, as masks of the weights' own shapes.
 
@@ -173,9 +168,15 @@ def retained_entries(weights: list[Maskable], plan: Plan) -> dict[str, Tensor]:
     for name, rows in planned.items():
         weight = by_name[name]
         if name in plan.kept:
+            if plan.kept[name].shape != tuple(weight.tensor.shape):
+                raise ValueError(
+                    f"The plan is for another model: layer {name!r} has shape {tuple(weight.tensor.shape)}, the plan"
+                    f" {plan.kept[name].shape}."
+                )
             masks[name] = torch.from_numpy(plan.kept[name])
             continue
-        kept = keep_largest(weight.units(), rows["retained"].to_numpy(dtype="int64"))
+        survey(weight.layer(), name)  # refuses what is not finite
+        kept = keep_largest(weight.layer(), rows["retained"].to_numpy(dtype="int64"))
         masks[name] = torch.from_numpy(from_unit_rows(kept.numpy(), tuple(weight.tensor.shape), weight.groups))
     return masks
 

@@ -34,8 +34,15 @@ def _skeleton(rng, m):
 
 def _pseudodim(rng):
     law = _law(rng)
-    dimension = float(min(10.0 ** rng.uniform(-3, 2), law["samples"]))
-    return law | _skeleton(rng, law["atoms"].shape[1]) | {"dimension": dimension}
+    m = law["atoms"].shape[1]
+    drawn = [_skeleton(rng, m) for _ in range(int(rng.integers(1, 5)))]
+    least = min(np.log2(len(drawn)), m * (m + 1) / 2)
+    law["samples"] = max(law["samples"], int(np.ceil(least)))
+    return law | {
+        "consumer": drawn[0]["consumer"],
+        "skeletons": [(skeleton["indices"], skeleton["interpolation"]) for skeleton in drawn],
+        "dimension": float(min(max(least, 10.0 ** rng.uniform(-3, 2)), law["samples"])),
+    }
 
 
 def _pointwise(rng):
@@ -104,8 +111,7 @@ EXTREMAL = {
         "samples": 10**6,
         "delta": 1e-300,
         "consumer": np.array([[2.0]]),
-        "indices": np.arange(0),
-        "interpolation": np.zeros((0, 1)),
+        "skeletons": [(np.arange(0), np.zeros((0, 1)))],
         "dimension": 1e-6,
     },
     # One sample, nearly always 0.
@@ -131,8 +137,11 @@ OUTSIDE = [
     ("risk-relative", {"atoms": np.ones((3, 1)), "weights": np.ones(3), "samples": 200}, "5000 outcomes"),
     ("risk-relative", {"stake": 1.0}, "share"),
     ("risk-kurtosis", {"delta": 0.0}, "between 0 and 1"),
-    ("risk-pseudodim", {"dimension": 2e6}, "at most the number of samples"),
-    ("risk-pseudodim", {"dimension": 0.0}, "at most the number of samples"),
+    ("risk-pseudodim", {"dimension": 2e6}, "0 < p ≤ n"),
+    ("risk-pseudodim", {"dimension": 0.0}, "0 < p ≤ n"),
+    ("risk-pseudodim", {"skeletons": [(np.arange(0), np.zeros((0, 1)))] * 2}, "at least log₂ N"),
+    ("risk-pseudodim", {"skeletons": [(np.arange(1), np.full((1, 1), 2.0))]}, "identity on it"),
+    ("risk-pseudodim", {"skeletons": []}, "one of N ≥ 1 skeletons"),
     ("risk-pseudodim", {"consumer": np.ones((1, 2))}, "one column per feature"),
     ("risk-held-out", {"losses": np.array([-1.0, 1.0])}, "≥ 0"),
     ("risk-held-out", {"samples": 61}, "1 to 60"),

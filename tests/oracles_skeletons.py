@@ -189,10 +189,12 @@ def _moment(atoms, weights, samples, delta):
     return None, (2 * ball(_kurtosis(atoms, weights)) * features * _share(features, samples, delta)).sqrt()
 
 
-def _pseudodim(atoms, weights, samples, delta, consumer, indices, interpolation, dimension):
+def _pseudodim(atoms, weights, samples, delta, consumer, skeletons, dimension):
     squared, _ = _sizes(atoms, weights)
     p, n = ball(dimension), arb(samples)
-    T = norm(matrix(interpolation), "spectral") if len(indices) else arb(0)
+    T = arb(0)
+    for indices, interpolation in skeletons:
+        T = T.max(norm(matrix(interpolation), "spectral")) if len(indices) else T
     bracket = (2 * p * (1 + (n / p).log()) / n).sqrt() + ((1 / ball(delta)).log() / (2 * n)).sqrt()
     return None, squared * frobenius(matrix(consumer)) ** 2 * (1 + T) ** 2 * bracket
 

@@ -10,6 +10,7 @@ the squares about the common mean are those of the two parts and of one more row
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
@@ -32,7 +33,61 @@ _BLOCK, _DEVICE_BLOCK = 2**21, 2**24
 _PANEL = 32  # columns that LAPACK eliminates at once
 
 
-class Gram:
+class _Counted(ABC):
+    """What both accumulators know of their samples: the layout, how many there were, and their means."""
+
+    _centre: _Centre
+
+    def __init__(self, features: int, targets: int = 0, *, device: Device = None) -> None:
+        self.features = count(features, "features", low=1, high=2**20)
+        self.targets = count(targets, "targets", low=0, high=2**20)
+        self.batches = 0
+        self._clear(device)
+
+    @abstractmethod
+    def _clear(self, device: Device) -> None:
+        """Begin with arrays for no samples."""
+
+    @property
+    def samples(self) -> int:
+        """Return n so far."""
+        return self._centre.samples
+
+    @property
+    def x_mean(self) -> Array:
+        """Return the means of the features, shape (m,)."""
+        return self._centre.mean[: self.features]
+
+    @property
+    def y_mean(self) -> Array:
+        """Return the means of the targets, shape (c,)."""
+        return self._centre.mean[self.features :]
+
+    @property
+    def device(self) -> Device:
+        """Return where the arrays are tensors, or None if they are NumPy's."""
+        mean = self._centre.origin
+        return mean.device if is_tensor(mean) else None
+
+    def require_samples(self) -> None:
+        """Raise ValueError if nothing was accumulated."""
+        if self.samples == 0:
+            raise ValueError("The accumulator is empty. Feed at least one sample first.")
+
+    def _refuse_other_layout(self, other: _Counted) -> None:
+        if type(other) is not type(self):
+            raise TypeError(
+                f"Cannot merge a {type(self).__name__} with a {type(other).__name__}. Use one kind of accumulator for"
+                " all parts."
+            )
+        if (self.features, self.targets) != (other.features, other.targets):
+            raise ValueError(
+                f"Cannot merge accumulators of {self.features} features and {self.targets} targets with"
+                f" {other.features} and {other.targets}. Accumulate the same layer in all parts."
+            )
+
+
+class Gram(_Counted):
     """Centred second moments of features X (n, m) and targets Y (n, c), accumulated in float64.
 
     One matrix product per block of rows. The squares lose half the digits: directions of X below 1e-8 of its largest,
@@ -60,30 +115,10 @@ class Gram:
     Reference: Chan, Golub & LeVeque 1983.
     """
 
-    def __init__(self, features: int, targets: int = 0, *, device: Device = None) -> None:
-        self.features, self.targets = _layout(features, targets)
-        self.batches = 0
-        self._clear(device)
-
     def _clear(self, device: Device) -> None:
         m, c = self.features, self.targets
         self._centre = _Centre(0, _zeros((m + c,), device), _zeros((m + c,), device))
         self.xx, self.xy, self.yy = _zeros((m, m), device), _zeros((m, c), device), _zeros((c,), device)
-
-    @property
-    def samples(self) -> int:
-        """Return n so far."""
-        return self._centre.samples
-
-    @property
-    def x_mean(self) -> Array:
-        """Return the means of the features, shape (m,)."""
-        return self._centre.mean[: self.features]
-
-    @property
-    def y_mean(self) -> Array:
-        """Return the means of the targets, shape (c,)."""
-        return self._centre.mean[self.features :]
 
     def update(self, x: npt.ArrayLike, y: npt.ArrayLike | None = None) -> None:
         """Add a batch: NumPy arrays or torch tensors of any real dtype.
@@ -117,7 +152,7 @@ class Gram:
             TypeError: ``other`` is not a Gram.
             ValueError: the two have different numbers of features or targets.
         """
-        _refuse_other_layout(self, other)
+        self._refuse_other_layout(other)
         device = (self if self.samples else other).device
         a, b = self.to(device), other.to(device)
         total = Gram(self.features, self.targets, device=device)
@@ -154,15 +189,6 @@ class Gram:
             # New arrays in either case: what is handed out is never ours.
             return Moments(self.xx + n * (x[:, None] * x), self.xy + n * (x[:, None] * y), self.yy + n * y**2)
 
-    def require_samples(self) -> None:
-        """Raise ValueError if nothing was accumulated."""
-        _require_samples(self)
-
-    @property
-    def device(self) -> Device:
-        """Return where the arrays are tensors, or None if they are NumPy's."""
-        return _device_of(self.xx)
-
     def to(self, device: Device) -> Gram:
         """Return the accumulator with tensors on ``device``, or with NumPy arrays for None."""
         moved = Gram(self.features, self.targets, device=device)
@@ -171,7 +197,7 @@ class Gram:
         return moved
 
 
-class Tsqr:
+class Tsqr(_Counted):
     """Triangular factor of features X (n, m) and targets Y (n, c), accumulated in float64 without forming squares.
 
     With p = m + c, the factor R (p, p) has RᵀR = [X | Y]ᵀ[X | Y] about the means; together with the means it is the R
@@ -202,30 +228,10 @@ class Tsqr:
     Reference: Demmel, Grigori, Hoemmen & Langou 2012; centring by Chan's row is ours.
     """
 
-    def __init__(self, features: int, targets: int = 0, *, device: Device = None) -> None:
-        self.features, self.targets = _layout(features, targets)
-        self.batches = 0
-        self._clear(device)
-
     def _clear(self, device: Device) -> None:
         p = self.features + self.targets
         self._centre = _Centre(0, _zeros((p,), device), _zeros((p,), device))
         self.factor = _zeros((p, p), device)
-
-    @property
-    def samples(self) -> int:
-        """Return n so far."""
-        return self._centre.samples
-
-    @property
-    def x_mean(self) -> Array:
-        """Return the means of the features, shape (m,)."""
-        return self._centre.mean[: self.features]
-
-    @property
-    def y_mean(self) -> Array:
-        """Return the means of the targets, shape (c,)."""
-        return self._centre.mean[self.features :]
 
     def update(self, x: npt.ArrayLike, y: npt.ArrayLike | None = None) -> None:
         """Add a batch: NumPy arrays or torch tensors of any real dtype.
@@ -258,7 +264,7 @@ class Tsqr:
             TypeError: ``other`` is not a Tsqr.
             ValueError: the two have different numbers of features or targets.
         """
-        _refuse_other_layout(self, other)
+        self._refuse_other_layout(other)
         device = (self if self.samples else other).device
         a, b = self.to(device), other.to(device)
         total = Tsqr(self.features, self.targets, device=device)
@@ -294,15 +300,6 @@ class Tsqr:
             Y = factor[:, m:]
             # Copies: what is handed out is never ours. X has no rows below the first m.
             return Triangle(factor[:m, :m] + 0.0, Y[:m] + 0.0, _squares(Y))
-
-    def require_samples(self) -> None:
-        """Raise ValueError if nothing was accumulated."""
-        _require_samples(self)
-
-    @property
-    def device(self) -> Device:
-        """Return where the arrays are tensors, or None if they are NumPy's."""
-        return _device_of(self.factor)
 
     def to(self, device: Device) -> Tsqr:
         """Return the accumulator with tensors on ``device``, or with NumPy arrays for None."""
@@ -439,28 +436,6 @@ def _absorbed(R: Array, Z: Array) -> Array:
     return cast("Array", factor)
 
 
-def _layout(features: int, targets: int) -> tuple[int, int]:
-    return count(features, "features", low=1, high=2**20), count(targets, "targets", low=0, high=2**20)
-
-
-def _refuse_other_layout(a: Accumulator, b: object) -> None:
-    if type(b) is not type(a):
-        raise TypeError(
-            f"Cannot merge a {type(a).__name__} with a {type(b).__name__}. Use one kind of accumulator for all parts."
-        )
-    assert isinstance(b, Gram | Tsqr)
-    if (a.features, a.targets) != (b.features, b.targets):
-        raise ValueError(
-            f"Cannot merge accumulators of {a.features} features and {a.targets} targets with {b.features} and"
-            f" {b.targets}. Accumulate the same layer in all parts."
-        )
-
-
-def _require_samples(accumulator: Accumulator) -> None:
-    if accumulator.samples == 0:
-        raise ValueError("The accumulator is empty. Feed at least one sample first.")
-
-
 def _require_merged(*results: Array) -> None:
     if not _are_finite(*results):
         raise ValueError("The merged sums of squares overflow. Scale the values of both parts down.")
@@ -476,10 +451,6 @@ def _zeros(shape: tuple[int, ...], device: Device) -> Array:
     import torch
 
     return cast("Array", torch.zeros(shape, dtype=torch.float64, device=device))
-
-
-def _device_of(array: Array) -> Device:
-    return array.device if is_tensor(array) else None
 
 
 def _moved(array: Array, device: Device) -> Array:

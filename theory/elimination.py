@@ -37,13 +37,19 @@ class Selection:
         rank: how many of them were independent to working precision; later ones explain nothing new.
         factor: rows of the factor, shape (rank, m): G ≈ factorᵀ·factor, and ``factor[:, indices[:rank]]`` is upper
             triangular. A tensor where the columns are.
-        feature_errors: ‖X − X_S T‖_F² after 0 … k choices, shape (k + 1,).
+        errors: ‖X − X_S T‖_F after 0 … k choices, shape (k + 1,).
     """
 
     indices: Indices
     rank: int
     factor: Array
-    feature_errors: Array
+    errors: Array
+
+    @property
+    def feature_errors(self) -> Array:
+        """Return the squares of the errors, which leave float64 where X is beyond 1e±154."""
+        with np.errstate(over="ignore"):
+            return np.asarray(self.errors**2)
 
     def first(self, k: int) -> Selection:
         """Return what the rule had chosen after k choices.
@@ -54,7 +60,7 @@ class Selection:
         """
         k = count(k, "k", low=0, high=self.indices.size)
         rank = min(k, self.rank)
-        return Selection(self.indices[:k], rank, self.factor[:rank], self.feature_errors[: k + 1])
+        return Selection(self.indices[:k], rank, self.factor[:rank], self.errors[: k + 1])
 
 
 def eliminate(
@@ -160,7 +166,7 @@ def _eliminate(
     # Squared lengths are recomputed at times; where that lifts their sum, it is by rounding.
     falling = np.minimum.accumulate(on_host(errors))
     factor, unit = factor[:step], left.unit
-    return Selection(indices, step, factor if unit == 1 else factor * unit, falling * unit * unit)
+    return Selection(indices, step, factor if unit == 1 else factor * unit, np.sqrt(falling) * unit)
 
 
 def explain_targets(columns: Columns, selection: Selection) -> tuple[Array, Array, Array]:

@@ -13,10 +13,13 @@ from typing import Any, Literal
 import numpy as np
 
 from ellq.theory.accumulators import Accumulator, Gram, Tsqr
-from ellq.theory.arguments import Array, Indices, count, is_tensor, nonnegative, real_number
+from ellq.theory.arguments import Array, Indices, count, nonnegative, real_number
 from ellq.theory.array_kinds import beside, namespace, on_host, solve_upper, zeros
 from ellq.theory.columns import Columns, Moments, Triangle
 from ellq.theory.elimination import ROUNDING, Progress, Selection, explain_targets
+from ellq.theory.id_bounds import frobenius_norm, unit_scaled
+from ellq.theory.input_moments import layer_errors, moment_error
+from ellq.theory.rounding import norm_error, outward, product_error
 from ellq.theory.selection import exhaustive, leverage, output_aware, pivoted_qr, random_columns, residual_trace
 from ellq.theory.swaps import Rule, strong_rrqr, swap_refined
 
@@ -107,7 +110,31 @@ class Interpolative:
     @property
     def errors(self) -> Array:
         """Return ‖A − A_S T‖_F with the first 0 … k columns of the skeleton, shape (k + 1,)."""
-        return np.asarray(np.sqrt(self.skeleton.feature_errors))
+        return self.selection.errors
+
+    @cached_property
+    def error_bound(self) -> float:
+        """Return what ‖A − A_S T‖_F of this T is at most, whatever rounding did to the sums, the factor and T.
+
+        At the last k. Near ``errors[k]`` where that is resolved and T is moderate. Where chosen columns nearly cancel,
+        as in Kahan's matrix, T is large and magnifies the rounding: then errors from moments can be reported far too
+        small, even as 0, and this is what is known. Rounded up; a triangle is taken to hold each column to 8·eps·m of
+        its length, as the rules take it.
+
+        Reference: ours, by ``layer_errors``; Higham 2002, section 3.5, for products of matrices.
+        """
+        m, S, T = self.columns.features, self.indices, on_host(self.interpolation)
+        gaps = -np.eye(m)  # x_j − X_S t_j is −X times row j
+        gaps[:, S] += T.T
+        columns = self.columns.cpu()
+        if isinstance(columns, Moments):
+            # Twice, for the roundings of centring.
+            lengths = layer_errors(gaps, columns.G, entry_error=2 * moment_error(self.samples))
+            return frobenius_norm(lengths[None])
+        X, unit = unit_scaled(columns.X)
+        size = frobenius_norm(X @ gaps.T) + norm_error(m + 2, 1.0) * frobenius_norm(abs(X) @ abs(gaps).T)
+        size += ROUNDING * m * frobenius_norm((abs(gaps) @ np.linalg.norm(X, axis=0))[None])
+        return float(np.ldexp(outward(size, product_error(4)), unit)) if size else 0.0
 
     @cached_property
     def singular_values(self) -> Array:
@@ -136,8 +163,10 @@ class Interpolative:
 
         Reference: Eckart & Young 1936.
         """
-        tails = np.append(np.cumsum(self.singular_values[::-1] ** 2)[::-1], 0.0)[: self.errors.size]
-        return np.asarray(np.minimum(np.sqrt(tails), self.errors))
+        values = self.singular_values
+        unit = values[0] if values[0] > 0 else 1.0
+        tails = np.append(np.cumsum((values[::-1] / unit) ** 2)[::-1], 0.0)[: self.errors.size]
+        return np.asarray(np.minimum(np.sqrt(tails) * unit, self.errors))
 
     @cached_property
     def spectral_error(self) -> float:
@@ -146,14 +175,14 @@ class Interpolative:
         S = self.indices[: self.selection.rank]
         if isinstance(self.columns, Moments):
             schur = self.columns.G - rest.T @ rest
-            squared = float(namespace(rest).linalg.eigvalsh(schur)[-1])
+            size = math.sqrt(max(float(namespace(rest).linalg.eigvalsh(schur)[-1]), 0.0))
         else:
             xp = namespace(rest)
             Q = xp.linalg.qr(self.columns.X[:, S])[0]
             left = self.columns.X - Q @ (Q.T @ self.columns.X)
-            squared = float(xp.linalg.svdvals(left).max()) ** 2 if math.prod(left.shape) else 0.0
+            size = float(xp.linalg.svdvals(left).max()) if math.prod(left.shape) else 0.0
         # Never above the Frobenius error, in which what is rounding counts as 0.
-        return math.sqrt(min(max(squared, 0.0), float(self.skeleton.feature_errors[-1])))
+        return min(size, float(self.errors[-1]))
 
     def __str__(self) -> str:
         """Return the errors at 0, 1, 2, 4, … k columns, and what they are relative to."""
@@ -168,6 +197,8 @@ class Interpolative:
         curves = (self.errors / unit, self.floors / unit, self.spectral_floors / unit)
         lines += [f"{i:>6}{curves[0][i]:>16.4g}{curves[1][i]:>16.4g}{curves[2][i]:>12.4g}" for i in shown]
         lines.append(f"‖A − A_S T‖_2 = {self.spectral_error / unit:.4g} with {k} columns")
+        if self.error_bound > 2 * self.errors[-1]:
+            lines.append(f"but for rounding, which may hide a ‖A − A_S T‖_F of up to {self.error_bound / unit:.2g}")
         if self.refit is not None:
             energy = self.refit.errors[0]
             relative = math.sqrt(self.refit.error / energy) if energy > 0 else 0.0
@@ -218,7 +249,8 @@ def interpolative(
             another shape, or one with NaN or infinite entries, which is named.
 
     Warns:
-        UserWarning: there are fewer samples than columns, so that a small error on them means little.
+        UserWarning: there are fewer samples than columns, so that a small error on them means little; or rounding,
+            magnified by a large T, may hide an error above twice ``tol`` (``error_bound``).
 
     Reference: Chee et al. 2021 (arXiv 2108.00065) for pivoted QR and T; the rest as the rule says.
     """
@@ -236,8 +268,8 @@ def interpolative(
         raise ValueError("refit='least-squares' needs targets. Pass targets=, or batches that are pairs.")
 
     def relative_errors(selection: Selection) -> Array:
-        squared = explain_targets(columns, selection)[2] if refit == "least-squares" else selection.feature_errors
-        return np.sqrt(squared / squared[0]) if squared[0] > 0 else 0.0 * squared
+        errors = np.sqrt(explain_targets(columns, selection)[2]) if refit == "least-squares" else selection.errors
+        return errors / errors[0] if errors[0] > 0 else errors
 
     if k is not None:
         selection = rule(columns, count(k, "k", low=1, high=m), progress=progress)
@@ -254,7 +286,16 @@ def interpolative(
     if refit == "least-squares":
         solved = _refit(accumulator, columns, selection, intercept=intercept, present=None, ridge=ridge)
     skeleton = _interpolate(accumulator, columns, selection, intercept=intercept)
-    return Interpolative(skeleton, solved, selection, columns, accumulator.samples)
+    found = Interpolative(skeleton, solved, selection, columns, accumulator.samples)
+    if tol is not None and refit == "interpolate" and found.error_bound > 2 * tol * found.errors[0]:
+        hidden, largest = found.error_bound / found.errors[0], float(abs(found.interpolation).max())
+        other = "accumulate='tsqr' or " if isinstance(columns, Moments) else ""
+        warnings.warn(
+            f"Rounding may hide an error of up to {hidden:.2g} of A, more than tol={tol:g}: T has entries of up to"
+            f" {largest:.2g}. Use {other}select='strong-rrqr'.",
+            stacklevel=2,
+        )
+    return found
 
 
 def interpolate(accumulator: Accumulator, selection: Selection, *, intercept: bool) -> Skeleton:
@@ -339,13 +380,14 @@ def _interpolate(accumulator: Accumulator, columns: Columns, selection: Selectio
 
 def _match_parallel(T: Array, G: Array, independent: Indices) -> None:
     """Express every column parallel to a chosen one, as far as moments tell, by that one alone."""
-    energy, products = G.diagonal(), G[independent]
-    own = energy[independent][:, None]
-    alike = (products * products - (1 - ROUNDING * len(G)) * own * energy) * (energy > 0)
-    best = alike.argmax(0)
-    which = namespace(G).where((alike[best, np.arange(len(G))] >= 0) & (energy > 0))[0]
+    xp, energy = namespace(G), G.diagonal()
+    lengths = xp.where(energy > 0, energy, 1.0) ** 0.5
+    weights = G[independent] / energy[independent][:, None]
+    cosines = abs(weights * (lengths[independent][:, None] / lengths))
+    best = cosines.argmax(0)
+    which = xp.where((cosines[best, np.arange(len(G))] ** 2 >= 1 - ROUNDING * len(G)) & (energy > 0))[0]
     T[:, which] = 0.0
-    T[best[which], which] = (products / own)[best[which], which]
+    T[best[which], which] = weights[best[which], which]
 
 
 def _refit(
@@ -411,7 +453,7 @@ def _accumulated(A: Any, targets: Any, accumulate: str) -> Accumulator:
     kinds: dict[str, type[Gram] | type[Tsqr]] = {"gram": Gram, "tsqr": Tsqr}
     if accumulate not in kinds:
         raise ValueError(f"accumulate={accumulate!r} is unknown. Choose 'gram' or 'tsqr'.")
-    is_matrix = is_tensor(A) or isinstance(A, np.ndarray)
+    is_matrix = hasattr(A, "__array__")  # NumPy's, a tensor, a table of pandas
     if targets is not None and not is_matrix:
         raise ValueError("targets= goes with one matrix A. Feed pairs of rows of A and of the targets instead.")
     if isinstance(A, Gram | Tsqr):

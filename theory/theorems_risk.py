@@ -8,7 +8,7 @@ probability at most δ, and has to be within the bound.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
@@ -24,7 +24,13 @@ from ellq.theory.concentration import shortfall, shortfall_bernstein, shortfall_
 from ellq.theory.confidence import mean_upper_limit
 from ellq.theory.id_bounds import frobenius_norm, spectral_norm
 from ellq.theory.notation import NamedQuantity
-from ellq.theory.risk_bounds import output_change, risk_pointwise, risk_pseudodim, risk_split
+from ellq.theory.risk_bounds import (
+    output_change,
+    pseudodim_quadratic,
+    risk_pointwise,
+    risk_pseudodim,
+    risk_split,
+)
 from ellq.theory.rounding import UNIT_ROUNDOFF, norm_error, outward, product_error, product_up
 from ellq.theory.statements import Assumption, Case, Statement, register
 
@@ -500,19 +506,39 @@ RISK_KURTOSIS = register(
 )
 
 
-# --- one change -----------------------------------------------------------------------------------------------------
+# --- one change, or one of a list ------------------------------------------------------------------------------------
+
+Skeletons = Sequence[tuple[Indices, Array]]
+_CHOICES = 6  # skeletons drawn for the samples to choose among
 
 
 def _draw_pseudodim(rng: np.random.Generator) -> Case:
     law = dict(_draw_law(rng))
-    width = law["atoms"].shape[1]
-    case = dict(_draw_pointwise(rng))
-    while np.shape(case["consumer"])[1] != width:
-        case = dict(_draw_pointwise(rng))
-    if rng.random() < 0.3:
-        case |= {"indices": np.arange(0), "interpolation": np.zeros((0, width))}
-    del case["radius"]
-    return law | case | {"dimension": float(min(10.0 ** rng.uniform(-6, 2), law["samples"]))}
+    width, samples = law["atoms"].shape[1], law["samples"]
+    consumer = rng.standard_normal((families.size(rng, 4), width))
+    skeletons = []
+    for _ in range(int(rng.integers(1, _CHOICES)) if rng.random() < 0.7 else 1):
+        indices = rng.permutation(width)[: 0 if rng.random() < 0.3 else int(rng.integers(0, width + 1))]
+        T = rng.standard_normal((indices.size, width)) * 10.0 ** rng.uniform(-3, 2)
+        T[:, indices] = np.eye(indices.size)
+        skeletons.append((indices, T))
+    least = _pseudodim_of(skeletons, width)
+    dimension = max(least, 10.0 ** rng.uniform(-6, 2) if rng.random() < 0.7 else 0.0, 1e-6)
+    law["samples"] = max(samples, math.ceil(least))
+    return law | {"consumer": consumer, "skeletons": skeletons, "dimension": float(min(dimension, law["samples"]))}
+
+
+def _pseudodim_of(skeletons: Skeletons, width: int) -> float:
+    """Bound the pseudo-dimension of the losses of so many skeletons: of N functions, and of quadratic forms in z."""
+    return min(math.log2(len(skeletons)), pseudodim_quadratic(width))
+
+
+def _are_skeletons(case: Case) -> bool:
+    return len(case["skeletons"]) > 0 and all(
+        _is_identity_on_skeleton({"consumer": case["consumer"], "indices": J, "interpolation": T})
+        and bool(np.isfinite(T).all())
+        for J, T in case["skeletons"]
+    )
 
 
 def _pseudodim_observed(
@@ -521,14 +547,14 @@ def _pseudodim_observed(
     samples: int,
     delta: float,
     consumer: Array,
-    indices: Indices,
-    interpolation: Array,
+    skeletons: Skeletons,
     dimension: float,
 ) -> float:
-    """Return the quantile of R_ID − R̂_ID for a skeleton that was there before the samples."""
-    losses = ((np.asarray(atoms) @ _change(consumer, indices, interpolation).T) ** 2).sum(axis=1)
+    """Return the quantile of R_ID − R̂_ID for the skeleton that the samples make look best beside what it is."""
+    changes = np.stack([_change(consumer, J, T) for J, T in skeletons])
+    losses = ((np.asarray(atoms) @ changes.swapaxes(1, 2)) ** 2).sum(axis=2)
     p = shares(weights)
-    return outcomes(weights, samples).quantile(lambda c: np.asarray((p - c / samples) @ losses), delta)
+    return outcomes(weights, samples).quantile(lambda c: np.asarray(((p - c / samples) @ losses.T).max(axis=1)), delta)
 
 
 def _pseudodim_bound(
@@ -537,13 +563,13 @@ def _pseudodim_bound(
     samples: int,
     delta: float,
     consumer: Array,
-    indices: Indices,
-    interpolation: Array,
+    skeletons: Skeletons,
     dimension: float,
 ) -> float:
     radius, _ = _sizes(atoms)
-    return risk_pseudodim(
-        consumer, interpolation, 0.0, radius=radius, samples=samples, delta=delta, dimension=dimension
+    return max(
+        risk_pseudodim(consumer, T, 0.0, radius=radius, samples=samples, delta=delta, dimension=dimension)
+        for _, T in skeletons
     )
 
 
@@ -553,13 +579,12 @@ def _pseudodim_rounding(
     samples: int,
     delta: float,
     consumer: Array,
-    indices: Indices,
-    interpolation: Array,
+    skeletons: Skeletons,
     dimension: float,
 ) -> float:
-    right = _pseudodim_bound(atoms, weights, samples, delta, consumer, indices, interpolation, dimension)
+    right = _pseudodim_bound(atoms, weights, samples, delta, consumer, skeletons, dimension)
     radius, _ = _sizes(atoms)
-    size = radius * frobenius_norm(consumer) * (1 + frobenius_norm(interpolation))
+    size = radius * frobenius_norm(consumer) * (1 + max(frobenius_norm(T) for _, T in skeletons))
     return 40 * norm_error(sum(np.shape(consumer)) + 10, 1.0) * size * size / right if right > 0 else 0.0
 
 
@@ -574,24 +599,31 @@ RISK_PSEUDODIM = register(
         id="risk-pseudodim",
         title="Risk with probability 1 − δ in the published form, constants as remembered and not verified",
         reference="Chee et al. 2021 (arXiv 2108.00065), from memory; textbook form: Mohri, Rostamizadeh & Talwalkar"
-        " 2018, Theorem 11.8. Attacked for skeletons fixed before the samples, where it follows from Hoeffding 1963",
+        " 2018, Theorem 11.8. Attacked where the samples choose one of a few skeletons fixed before",
         status="reconstructed",
         assumptions=(
             *LAW,
             Assumption(
                 "consumer",
-                "the consumer and T are finite, one column per feature, and the consumer is below 1e50.",
+                "the consumer is finite, one column per feature, and below 1e50.",
                 lambda case: (
-                    bool(np.isfinite(case["consumer"]).all() and np.isfinite(case["interpolation"]).all())
+                    bool(np.isfinite(case["consumer"]).all())
                     and np.shape(case["consumer"])[1] == np.shape(case["atoms"])[1]
                     and float(np.abs(case["consumer"]).max(initial=0.0)) < 1e50
                 ),
             ),
-            interpolates,
             Assumption(
-                "0 < p ≤ n",
-                "the pseudo-dimension is positive and at most the number of samples.",
-                lambda case: 0 < case["dimension"] <= case["samples"],
+                "skeletons",
+                "the samples choose one of N ≥ 1 skeletons fixed before, with finite T that is the identity on it.",
+                _are_skeletons,
+            ),
+            Assumption(
+                "p",
+                "0 < p ≤ n, and p is at least log₂ N or m(m + 1)/2, which bound the pseudo-dimension of the N losses.",
+                lambda case: (
+                    0 < case["dimension"] <= case["samples"]
+                    and case["dimension"] >= _pseudodim_of(case["skeletons"], np.shape(case["atoms"])[1])
+                ),
             ),
         ),
         observed=_pseudodim_observed,

@@ -165,7 +165,7 @@ def test_interrupt_leaves_nothing_behind(tmp_path):
     assert process.poll() is None, "the demo ended before it could be interrupted"
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=120)
-    assert process.returncode == 130
+    assert process.returncode == 130, errors
     assert "Traceback" not in errors
     assert errors.strip() == "ellq: interrupted; no file is half-written"
     assert list(tmp_path.iterdir()) == []

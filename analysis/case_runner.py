@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -105,9 +106,18 @@ def _in_processes(
 def _begin() -> None:
     """Make a process a quiet worker: one thread, no progress bars, and the parent decides when it ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_the_parent, daemon=True).start()
     sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - open until the process ends
     torch.set_num_threads(1)
     threadpool_limits(1)
+
+
+def _end_with_the_parent() -> None:
+    """End this process when its parent has, which may have been killed and then told nobody."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 @contextmanager

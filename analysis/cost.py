@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.utils import parametrize
 from torch.utils.flop_counter import FlopCounterMode
 
 from ellq.analysis.calibration import as_input, inspecting
@@ -18,7 +19,7 @@ class Cost:
 
     Attributes:
         parameters: how many numbers its parameters hold; a shared parameter counts once.
-        nonzeros: how many of them are not 0.
+        nonzeros: how many of them are not 0, nor set to 0 by a mask (a parametrisation, or ``torch.nn.utils.prune``).
         flops: floating-point operations for one example, a multiply–add counted as two.
     """
 
@@ -46,12 +47,34 @@ def cost(model: nn.Module, example: Tensor) -> Cost:
     """
     if example.ndim == 0 or example.shape[0] == 0:
         raise ValueError(f"example has shape {tuple(example.shape)}. Pass a batch with at least one input.")
-    parameters = list(model.parameters())
+    with inspecting(model):  # in training, a spectral norm changes whenever it is computed
+        nonzeros = _nonzeros(model)
     return Cost(
-        parameters=sum(p.numel() for p in parameters),
-        nonzeros=sum(int(torch.count_nonzero(p)) for p in parameters),
+        parameters=sum(p.numel() for p in model.parameters()),
+        nonzeros=nonzeros,
         flops=_flops(model, example),
     )
+
+
+def _nonzeros(model: nn.Module) -> int:
+    """Count the parameters that are not 0, a shared one once, where it reaches furthest."""
+    counts = {id(p): 0 for p in model.parameters()}
+
+    def see(parameter: Tensor, used: Tensor | None = None) -> None:
+        live = parameter.detach() != 0
+        live = live if used is None else live & (used.detach() != 0)
+        counts[id(parameter)] = max(counts[id(parameter)], int(live.count_nonzero()))
+
+    for module in model.modules():
+        if isinstance(module, parametrize.ParametrizationList) and module.is_tensor:
+            computed = module()
+            if isinstance(module.original, nn.Parameter):
+                see(module.original, computed if computed.shape == module.original.shape else None)
+            continue
+        for name, parameter in module.named_parameters(recurse=False):
+            mask = getattr(module, f"{name.removesuffix('_orig')}_mask", None) if name.endswith("_orig") else None
+            see(parameter, mask)
+    return sum(counts.values())
 
 
 def _flops(model: nn.Module, example: Tensor) -> int:

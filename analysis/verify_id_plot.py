@@ -93,8 +93,10 @@ def draw_samples(frame: pd.DataFrame) -> Figure:
             axes.plot(n, top * np.sqrt(n[0] / n), color=FAINT, linestyle=":", label="slope −1/2")
             slope = fitted_slope(n, median["excess"].to_numpy())
             if math.isfinite(slope):
-                label, end = rf"$\propto n^{{{slope:.2f}}}$", (n[-1], shown.iloc[-1])
-                axes.annotate(label, end, (0, 6), textcoords="offset points", ha="right")
+                # Under the middle of the lowest curve, where nothing else is.
+                middle = math.sqrt(n[0] * n[-1]), math.sqrt(shown.dropna().iloc[0] * shown.dropna().iloc[-1])
+                label = rf"$\propto n^{{{slope:.2f}}}$"
+                axes.annotate(label, middle, (-4, -4), textcoords="offset points", ha="right", va="top")
             axes.set_xscale("log")
             axes.set_yscale("log")
             axes.set_xlabel("inputs n of the choice")

@@ -146,7 +146,10 @@ def _of_module(model: nn.Module) -> Iterator[_Candidate]:
             hidden.add(f"{prefix}parametrizations")
             for name in module.parametrizations:
                 fetch = functools.partial(_effective, module, name)
-                yield _Candidate(prefix + name, fetch, (id(module), name), groups if name == "weight" else 0)
+                own_groups = groups if name == "weight" else 0
+                yield _Candidate(
+                    prefix + name, fetch, _computed(module, name), own_groups, blocks=_blocks(module, name)
+                )
         own: dict[str, Any] = dict(module.named_parameters(recurse=False, remove_duplicate=False))
         buffers = dict(module.named_buffers(recurse=False, remove_duplicate=False))
         passing: set[str] = getattr(module, "_non_persistent_buffers_set", set())
@@ -165,6 +168,12 @@ def _of_module(model: nn.Module) -> Iterator[_Candidate]:
                 yield _Candidate(f"{prefix}weight", weight, (id(module), "weight"))
             else:
                 yield _Candidate(path, lambda: None, unreadable="packed weights that cannot be read")
+
+
+def _computed(module: nn.Module, name: str) -> Hashable:
+    """Return what is equal for weights computed from the same tensors by the same parametrisations."""
+    inner: Any = module.parametrizations[name]  # type: ignore[index,union-attr]
+    return tuple(map(id, (*inner, *inner.parameters(recurse=False), *inner.buffers(recurse=False))))
 
 
 def _blocks(module: nn.Module, name: str) -> tuple[str, ...]:

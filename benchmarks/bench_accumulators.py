@@ -13,12 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
-import resource
-import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -26,13 +20,12 @@ from typing import Any
 
 import mpmath
 import numpy as np
-import scipy
 import torch
+from contenders import Row, answered, in_fresh_process, in_turn, peak_bytes, print_machine, timed
 from scipy.linalg import cho_factor, cho_solve, solve_triangular
 
 from ellq.theory.accumulators import Gram, Tsqr
 
-Row = dict[str, Any]
 Work = Callable[[], Any]
 FEATURES = 512
 KINDS: dict[str, type[Gram | Tsqr]] = {"Gram": Gram, "Tsqr": Tsqr}
@@ -40,15 +33,13 @@ KINDS: dict[str, type[Gram | Tsqr]] = {"Gram": Gram, "Tsqr": Tsqr}
 
 def main() -> None:
     """Run all cases, print the tables, write the rows."""
+    if answered(run_alone):
+        return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a tenth of the samples")
     parser.add_argument("--digits", action="store_true", help="only the digits that are left, by condition number")
     parser.add_argument("--json", type=Path, help="also write the rows to this file")
-    parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.child:
-        print(json.dumps(run_alone(json.loads(options.child))))
-        return
     print_machine()
     rows: list[Row] = []
     if not options.digits:
@@ -61,34 +52,8 @@ def main() -> None:
 
 def bench_batch(n: int, rounds: int) -> list[Row]:
     """One float32 batch, beside the plain products and factorisations of the same matrix."""
-    case = f"{n}×{FEATURES} float32, one batch"
-    runs: dict[str, list[Row]] = {name: [] for name in CONTENDERS}
-    for _ in range(rounds):
-        for name in CONTENDERS:
-            runs[name].append(in_fresh_process({"contender": name, "n": n}))
-    rows = [
-        {
-            "case": case,
-            "contender": name,
-            "seconds": statistics.median(run["seconds"] for run in results),
-            "cpu_seconds": statistics.median(run["cpu_seconds"] for run in results),
-            "peak_mb": max(run["peak_mb"] for run in results),
-            "error": results[0]["error"],
-        }
-        for name, results in runs.items()
-    ]
-    print(case)
-    for row in rows:
-        row["ratio_to_ours"] = row["seconds"] / rows[0]["seconds"]
-        times = [run["seconds"] for run in runs[row["contender"]]]
-        print(
-            f"  {row['contender']:34s}{row['seconds']:8.3f} s (from {min(times):.3f} to {max(times):.3f}), "
-            f"{row['ratio_to_ours']:6.2f} × Gram; CPU {row['cpu_seconds']:7.3f} s, "
-            f"{row['cpu_seconds'] / rows[0]['cpu_seconds']:6.2f} × Gram; peak {row['peak_mb']:4.0f} MB; "
-            f"error {row['error']:.1e}"
-        )
-    print()
-    return rows
+    contenders = {name: {"contender": name, "n": n} for name in CONTENDERS}
+    return in_turn(f"{n}×{FEATURES} float32, one batch", contenders, rounds)
 
 
 def bench_stream(most: int) -> list[Row]:
@@ -102,10 +67,10 @@ def bench_stream(most: int) -> list[Row]:
             case = f"{n:.3g}×{FEATURES} float32, batches of 20000"
             mine.append({"case": case, "contender": name, "samples": n, "error": None, "ratio_to_ours": 1.0, **run})
             print(
-                f"  {n:9.3g} samples{run['seconds']:9.2f} s{run['cpu_seconds']:9.2f} s of CPU   "
+                f"  {n:9.3g} samples{run['seconds']:9.2f} s{run['processor']:9.2f} s of CPU   "
                 f"peak {run['peak_mb']:5.0f} MB"
             )
-        sizes, seconds = np.array([[row["samples"], row["cpu_seconds"]] for row in mine]).T
+        sizes, seconds = np.array([[row["samples"], row["processor"]] for row in mine]).T
         slope = float(sizes @ seconds / (sizes @ sizes))
         off = np.max(np.abs(slope * sizes - seconds) / seconds)
         print(f"  seconds of CPU = {slope * 1e6:.3f} per 1e6 samples, at most {off:.1%} off\n")
@@ -178,48 +143,26 @@ def from_tsqr(accumulator: Tsqr) -> tuple[np.ndarray, float]:
     return solve_triangular(R[:k, :k], R[:k, k:]), float(np.linalg.norm(R[k:, k:]))
 
 
-def in_fresh_process(task: Row) -> Row:
-    """Return what this file prints for a task in a process of its own."""
-    command = [sys.executable, __file__, "--child", json.dumps(task)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    result: Row = json.loads(done.stdout)
-    return result
-
-
 def run_alone(task: Row) -> Row:
     """Run one task in this process."""
     if "stream" in task:
         return stream(KINDS[task["stream"]], task["n"])
     x = np.random.default_rng(0).standard_normal((task["n"], FEATURES), dtype=np.float32)
-    work = CONTENDERS[task["contender"]](x)
-    result = work()
-    times = []
-    for _ in range(3):
-        began = clocks()
-        result = work()
-        times.append(clocks() - began)
-    seconds, cpu_seconds = np.median(times, axis=0)
-    peak = peak_bytes()
+    row, result = timed(CONTENDERS[task["contender"]](x))
     exact = x[:, :8].astype(np.float64).T @ x.astype(np.float64)
-    error = float(np.abs(np.asarray(result)[:8] - exact).max() / exact.max())
-    return {"seconds": float(seconds), "cpu_seconds": float(cpu_seconds), "peak_mb": peak / 1e6, "error": error}
+    return row | {"error": float(np.abs(np.asarray(result)[:8] - exact).max() / exact.max())}
 
 
 def stream(kind: type[Gram | Tsqr], n: int) -> Row:
     """Feed the same batch until n samples are reached."""
     batch = np.random.default_rng(0).standard_normal((min(n, 20_000), FEATURES), dtype=np.float32)
     accumulator = kind(FEATURES)
-    began = clocks()
+    began, busy = time.perf_counter(), time.process_time()
     for start in range(0, n, len(batch)):
         accumulator.update(batch[: n - start])
-    seconds, cpu_seconds = clocks() - began
+    times = {"seconds": time.perf_counter() - began, "processor": time.process_time() - busy}
     assert accumulator.samples == n
-    return {"seconds": float(seconds), "cpu_seconds": float(cpu_seconds), "peak_mb": peak_bytes() / 1e6}
-
-
-def clocks() -> np.ndarray:
-    """Return the clock and this process's own time, in seconds."""
-    return np.array([time.perf_counter(), time.process_time()])
+    return times | {"peak_mb": peak_bytes() / 1e6}
 
 
 def _accumulator(kind: type[Gram | Tsqr]) -> Callable[[np.ndarray], Work]:
@@ -255,31 +198,6 @@ CONTENDERS: dict[str, Callable[[np.ndarray], Work]] = {
     "NumPy X.T @ X, cast to float64": lambda x: lambda: (z := x.astype(np.float64)).T @ z,
     "numpy.linalg.qr, cast to float64": _qr,
 }
-
-
-def peak_bytes() -> int:
-    """Return the most memory this process ever had resident."""
-    for line in _lines("/proc/self/status"):
-        if line.startswith("VmHWM:"):  # getrusage would count the parent's too, from before the exec
-            return int(line.split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def print_machine() -> None:
-    """Print the processor, its threads, how busy it is, and the versions."""
-    model = next(
-        (line.partition(":")[2].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")),
-        platform.processor(),
-    )
-    print(f"{model}, {os.cpu_count()} processors, load {os.getloadavg()[0]:.2f}, {platform.platform()}")
-    print(
-        f"Python {platform.python_version()}, torch {torch.__version__}, NumPy {np.__version__}, SciPy"
-        f" {scipy.__version__}\n"
-    )
-
-
-def _lines(path: str) -> list[str]:
-    return Path(path).read_text(encoding="utf-8").splitlines() if Path(path).exists() else []
 
 
 if __name__ == "__main__":

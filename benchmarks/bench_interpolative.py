@@ -14,19 +14,14 @@ import argparse
 import functools
 import json
 import os
-import platform
-import resource
 import statistics
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import scipy
 import torch
+from contenders import Row, answered, in_turn, print_machine, timed
 from scipy.linalg import interpolative as scipy_interpolative
 from scipy.linalg import qr, solve_triangular
 from torch import nn
@@ -40,21 +35,18 @@ from ellq.theory.interpolative import interpolative, refit
 from ellq.theory.selection import leverage, output_aware, pivoted_qr, random_columns, residual_trace
 from ellq.theory.swaps import strong_rrqr, swap_refined
 
-Row = dict[str, Any]
 Decomposition = tuple[np.ndarray, np.ndarray]  # the skeleton and T
 
 
 def main() -> None:
     """Run the cases, print the tables, write the rows."""
+    if answered(run_alone):
+        return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="smaller matrices and nets, one round")
     parser.add_argument("--only", choices=list(CASES), help="one case alone")
     parser.add_argument("--json", type=Path, help="also write the rows to this file")
-    parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.child:
-        print(json.dumps(run_alone(json.loads(options.child))))
-        return
     print_machine()
     rows = [row for name, case in CASES.items() if options.only in (None, name) for row in case(options.quick)]
     if options.json:
@@ -68,7 +60,9 @@ def bench_decompose(quick: bool) -> list[Row]:
     """Decompose one matrix, beside SciPy's ways and beside the mere product AᵀA."""
     n, m, k = (4_000, 256, 100) if quick else (40_000, 512, 200)
     case = f"{k} columns of {n}×{m} float32"
-    return in_turn(case, {name: {"decompose": name, "n": n, "m": m, "k": k} for name in DECOMPOSE}, 1 if quick else 5)
+    return in_turn(
+        case, {name: {"decompose": name, "n": n, "m": m, "k": k} for name in DECOMPOSE}, 1 if quick else 5, enough=2
+    )
 
 
 def net_features(n: int, m: int) -> np.ndarray:
@@ -83,8 +77,8 @@ def run_decompose(name: str, n: int, m: int, k: int) -> Row:
     A = net_features(n, m)
     prepare, work = DECOMPOSE[name]
     prepared = prepare(A)
-    seconds, processor, found = timed(lambda: work(prepared, k))
-    row = {"seconds": seconds, "processor": processor, "peak_mb": peak_bytes() / 1e6, "error": None}
+    row, found = timed(lambda: work(prepared, k), enough=5)
+    row["error"] = None
     if found is not None:
         S, T = found
         B = A.astype(np.float64)
@@ -142,7 +136,9 @@ def bench_select(quick: bool) -> list[Row]:
     """Choose columns from moments or from a triangle that are there already, for a consumer of ten outputs."""
     rows = []
     for m, k in ((256, 100),) if quick else ((512, 200), (2048, 1024)):
-        rows += in_turn(f"{k} of {m}", {name: {"select": name, "m": m, "k": k} for name in SELECT}, 1 if quick else 5)
+        rows += in_turn(
+            f"{k} of {m}", {name: {"select": name, "m": m, "k": k} for name in SELECT}, 1 if quick else 5, enough=2
+        )
     return rows
 
 
@@ -151,10 +147,9 @@ def run_select(name: str, m: int, k: int) -> Row:
     A = net_features(2 * m, m).astype(np.float64)
     Y = A @ np.random.default_rng(1).standard_normal((m, 10))
     moments, triangle = Moments(A.T @ A, A.T @ Y, (Y * Y).sum(axis=0)), Triangle(np.linalg.qr(A, mode="r"))
-    seconds, processor, chosen = timed(lambda: SELECT[name](moments, triangle, k))
-    row = {"seconds": seconds, "processor": processor, "peak_mb": peak_bytes() / 1e6}
-    left = A - A[:, chosen] @ np.linalg.lstsq(A[:, chosen], A, rcond=None)[0]
-    row["error"] = float(np.linalg.norm(left) / np.linalg.norm(A))
+    row, chosen = timed(lambda: SELECT[name](moments, triangle, k), enough=5)
+    basis = np.linalg.qr(A[:, chosen])[0]
+    row["error"] = float(np.linalg.norm(A - basis @ (basis.T @ A)) / np.linalg.norm(A))
     return row
 
 
@@ -187,7 +182,7 @@ def bench_rules(quick: bool) -> list[Row]:
             if name.startswith("swap_refined") and m > 600:
                 continue  # takes long
             ratios = [errors_at(columns, rule, k) / b for k, b in zip(counts, base, strict=True)]
-            seconds = timed(functools.partial(rule, columns, counts[-1]))[1]
+            seconds = timed(functools.partial(rule, columns, counts[-1]), enough=5)[0]["processor"]
             values = "".join(f"{r:7.2f}" for r in ratios)
             print(f"  {name:28s}{values}{statistics.median(ratios):9.2f}{seconds:10.4f}")
             rows += [
@@ -273,77 +268,11 @@ def fed(features: np.ndarray, outputs: np.ndarray) -> Gram:
 # --- running --------------------------------------------------------------------------------------------------------
 
 
-def in_turn(case: str, contenders: dict[str, Row], rounds: int) -> list[Row]:
-    """Run every contender once a round, each time in a fresh process, and print the medians."""
-    runs: dict[str, list[Row]] = {name: [] for name in contenders}
-    for turn in range(rounds):
-        for name, task in contenders.items():
-            if turn and runs[name][0]["processor"] > 2:
-                continue  # once is enough
-            command = [sys.executable, __file__, "--child", json.dumps(task)]
-            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-            runs[name].append(json.loads(done.stdout))
-    ours = statistics.median(run["processor"] for run in next(iter(runs.values())))
-    rows = []
-    print(case)
-    for name, results in runs.items():
-        row = {"case": case, "contender": name, "error": results[0]["error"]}
-        row |= {key: statistics.median(run[key] for run in results) for key in ("seconds", "processor")}
-        row |= {"peak_mb": max(run["peak_mb"] for run in results), "ratio_to_ours": row["processor"] / ours}
-        rows.append(row)
-        print(
-            f"  {name:28s}{row['seconds']:9.4f} s, processor {row['processor']:9.4f} s"
-            f"   {row['ratio_to_ours']:7.2f} × ours   peak {row['peak_mb']:5.0f} MB"
-            + ("" if row["error"] is None else f"   error {row['error']:.5f}")
-        )
-    print()
-    return rows
-
-
 def run_alone(task: Row) -> Row:
     """Run one contender in this process."""
     if "decompose" in task:
         return run_decompose(task["decompose"], task["n"], task["m"], task["k"])
     return run_select(task["select"], task["m"], task["k"])
-
-
-def timed(work: Callable[[], Any]) -> tuple[float, float, Any]:
-    """Return seconds, of them on a processor, and the result.
-
-    After a run to warm up, the median of three; the first alone where it takes long.
-    """
-    seconds, processor = [], []
-    for _ in range(4):
-        began, busy = time.perf_counter(), time.process_time()
-        result = work()
-        seconds.append(time.perf_counter() - began)
-        processor.append(time.process_time() - busy)
-        if processor[0] > 5:
-            return seconds[0], processor[0], result
-    return statistics.median(seconds[1:]), statistics.median(processor[1:]), result
-
-
-def peak_bytes() -> int:
-    """Return the most memory this process ever had resident, pages of mapped files included."""
-    for line in _lines("/proc/self/status"):
-        if line.startswith("VmHWM:"):  # getrusage would count the parent's too, from before the exec
-            return int(line.split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def print_machine() -> None:
-    """Print the processor, its threads, its load and the versions."""
-    model = next(
-        (line.partition(":")[2].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")),
-        platform.processor(),
-    )
-    print(f"{model}, {os.cpu_count()} processors, load {os.getloadavg()[0]:.1f}, {platform.platform()}")
-    versions = f"NumPy {np.__version__}, SciPy {scipy.__version__}, torch {torch.__version__}"
-    print(f"Python {platform.python_version()}, {versions}\n")
-
-
-def _lines(path: str) -> list[str]:
-    return Path(path).read_text(encoding="utf-8").splitlines() if Path(path).exists() else []
 
 
 CASES: dict[str, Callable[[bool], list[Row]]] = {

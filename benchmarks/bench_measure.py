@@ -9,20 +9,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
-import resource
-import statistics
-import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from contenders import answered, in_turn, print_machine, timed
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -33,14 +27,12 @@ Contender = Callable[[dict[str, Any]], tuple[Callable[[], Any], Callable[[Any], 
 
 def main() -> None:
     """Run all cases, print the tables, write the rows."""
+    if answered(run_alone):
+        return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a sixteenth of the matrix, a twentieth of the file")
     parser.add_argument("--json", type=Path, help="also write the rows to this file")
-    parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.child:
-        print(json.dumps(run_alone(json.loads(options.child))))
-        return
     print_machine()
     rounds = 3 if options.quick else 5
     rows = bench_rows(2048 if options.quick else 8192, rounds)
@@ -60,7 +52,7 @@ def bench_rows(n: int, rounds: int) -> list[dict[str, Any]]:
             "power_sums_fast": {"kind": "ours", "n": n, "orders": orders},
             "torch.linalg.vector_norm": {"kind": "vector_norm", "n": n, "orders": orders},
         }
-        rows += in_turn(f"9 orders ({label}), rows of {n}×{n} float32", contenders, rounds)
+        rows += in_turn(f"9 orders ({label}), rows of {n}×{n} float32", contenders, rounds, by="seconds")
     return rows
 
 
@@ -73,7 +65,7 @@ def bench_file(folder: Path, width: int, layers: int, rounds: int) -> list[dict[
             "tensor.sum()": {"kind": "sum", "file": str(file)},
         }
         case = f"bfloat16 checkpoint of {layers * width**2 / 1e9:.3g}e9 parameters"
-        rows = in_turn(case, contenders, rounds, size=file.stat().st_size)
+        rows = in_turn(case, contenders, rounds, by="seconds", size=file.stat().st_size)
     finally:
         file.unlink()
     print(f"  largest tensor {2 * width**2 / 1e6:.0f} MB; sum ÷ ours = {rows[1]['seconds'] / rows[0]['seconds']:.2f}\n")
@@ -88,7 +80,7 @@ def bench_growth(folder: Path, width: int, rounds: int) -> list[dict[str, Any]]:
         try:
             one = {"histogram_profile": {"kind": "histogram", "file": str(file)}}
             case = f"histogram of {layers * width**2 / 1e6:.4g}e6 parameters"
-            rows += in_turn(case, one, rounds, size=file.stat().st_size)
+            rows += in_turn(case, one, rounds, by="seconds", size=file.stat().st_size)
         finally:
             file.unlink()
     sizes = np.array([1, 2, 4, 8]) * width**2 / 1e9
@@ -100,58 +92,11 @@ def bench_growth(folder: Path, width: int, rounds: int) -> list[dict[str, Any]]:
     return rows
 
 
-def in_turn(case: str, contenders: dict[str, dict[str, Any]], rounds: int, size: int = 0) -> list[dict[str, Any]]:
-    """Run every contender once a round, each time in a fresh process, and print the medians."""
-    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in contenders}
-    for _ in range(rounds):
-        for name, task in contenders.items():
-            command = [sys.executable, __file__, "--child", json.dumps(task)]
-            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-            runs[name].append(json.loads(done.stdout))
-    ours = statistics.median(run["seconds"] for run in next(iter(runs.values())))
-    rows = []
-    print(case)
-    for name, results in runs.items():
-        times = [run["seconds"] for run in results]
-        seconds = statistics.median(times)
-        row = {
-            "case": case,
-            "contender": name,
-            "seconds": seconds,
-            "peak_mb": max(run["peak_mb"] for run in results),
-            "ratio_to_ours": seconds / ours,
-            "error": results[0]["error"],
-        }
-        rows.append(row)
-        error = "" if row["error"] is None else f"   error {row['error']:.1e}"
-        speed = f"   {size / seconds / 1e9:5.2f} GB/s" if size else ""
-        print(
-            f"  {name:26s}{seconds:8.3f} s (from {min(times):.3f} to {max(times):.3f})   "
-            f"{row['ratio_to_ours']:6.2f} × ours   peak {row['peak_mb']:5.0f} MB{speed}{error}"
-        )
-    print()
-    return rows
-
-
 def run_alone(task: dict[str, Any]) -> dict[str, Any]:
-    """Run one contender in this process: once to warm up, then three times, of which the median counts."""
+    """Run one contender in this process."""
     work, error = CONTENDERS[task["kind"]](task)
-    result = work()
-    times = []
-    for _ in range(3):
-        began = time.perf_counter()
-        result = work()
-        times.append(time.perf_counter() - began)
-    peak = peak_bytes()
-    return {"seconds": statistics.median(times), "peak_mb": peak / 1e6, "error": error(result)}
-
-
-def peak_bytes() -> int:
-    """Return the most memory this process ever had resident, pages of mapped files included."""
-    for line in _lines("/proc/self/status"):
-        if line.startswith("VmHWM:"):  # getrusage would count the parent's too, from before the exec
-            return int(line.split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    row, result = timed(work)
+    return row | {"error": error(result)}
 
 
 def _matrix(n: int) -> torch.Tensor:
@@ -207,20 +152,6 @@ def write_checkpoint(folder: Path, width: int, layers: int) -> Path:
     }
     save_file(state, folder / "model.safetensors")
     return folder / "model.safetensors"
-
-
-def print_machine() -> None:
-    """Print the processor, its threads and the versions."""
-    model = next(
-        (line.partition(":")[2].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")),
-        platform.processor(),
-    )
-    print(f"{model}, {os.cpu_count()} processors, {torch.get_num_threads()} torch threads, {platform.platform()}")
-    print(f"Python {platform.python_version()}, torch {torch.__version__}, NumPy {np.__version__}\n")
-
-
-def _lines(path: str) -> list[str]:
-    return Path(path).read_text(encoding="utf-8").splitlines() if Path(path).exists() else []
 
 
 if __name__ == "__main__":

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from ellq.analysis import trajectory as trajectory
     from ellq.pruning import Plan as Plan
     from ellq.pruning import apply as apply
+    from ellq.pruning import finalize as finalize
+    from ellq.pruning import gradual as gradual
     from ellq.pruning import load as load
     from ellq.pruning import plan as plan
     from ellq.pruning import prune as prune
@@ -32,6 +34,8 @@ _HOME = {
     "plan": "ellq.pruning",
     "Plan": "ellq.pruning",
     "apply": "ellq.pruning",
+    "finalize": "ellq.pruning",
+    "gradual": "ellq.pruning",
     "prune": "ellq.pruning",
     "save": "ellq.pruning",
     "load": "ellq.pruning",
@@ -44,7 +48,9 @@ __all__ = [  # noqa: RUF022 -- in the order a user meets them
     "trajectory",
     "plan",
     "apply",
+    "finalize",
     "prune",
+    "gradual",
     "save",
     "load",
     "read_checkpoint",

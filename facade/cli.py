@@ -145,10 +145,10 @@ def _command(config: Any) -> tuple[Callable[..., None], dict[str, Any]]:
         function, values = _GROUPS[config.command][1][action], values[action]
     values.pop("config", None)
     try:
-        if "q" in values:
+        if values.get("q") is not None and values.get("rule") != "diao2023":  # whose q may be larger
             order_below_one(values["q"])
-        for name in ("sparsity", "tol", "confidence", "delta"):
-            if values.get(name) is not None:
+        for name in ("sparsity", "confidence", "delta"):
+            if values.get(name) is not None and not isinstance(values[name], dict):
                 open_fraction(values[name], name)
         if values.get("orders") or values.get("tolerances"):
             from ellq.analysis import order_grid, tolerance_grid

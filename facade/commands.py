@@ -270,60 +270,109 @@ def _report_histogram(
 def prune_checkpoint(
     weights: str,
     out: str,
-    sparsity: float | None = None,
+    sparsity: float | dict[str, float] | None = None,
     tol: float | None = None,
+    nonzeros: PositiveInt | None = None,
+    bytes: PositiveInt | None = None,
+    storage: Literal["csr", "coo", "bitmask", "dense", "2:4"] = "csr",
+    pattern: str | None = None,
     method: Literal["lq", "id"] = "lq",
-    rule: Literal["ellq", "yang2022", "chee2021"] = "ellq",
-    q: float = 0.5,
+    rule: str = "ellq",
+    settings: dict[str, float | str] | None = None,
+    q: float | None = None,
+    least: NonNegativeInt | None = None,
+    include: list[str] | None = None,
+    exclude: list[str] | None = None,
     model: str | None = None,
     data: str | None = None,
     samples: PositiveInt = 2000,
     mean: list[float] | None = None,
     std: list[float] | None = None,
+    plot: str | None = None,
 ) -> None:
     """Prune a checkpoint and write model.safetensors and plan.json to a folder.
 
-    Method lq needs the weights alone. Method id runs the model, so it needs --model and --data.
+    Method lq by magnitude needs the weights alone. Method id and the rules synflow, snip, taylor, wanda and least_bound
+    run the model, so they need --model and (synflow where the first layer is Linear does not) --data. Give one budget:
+    --sparsity, --tol, --nonzeros, --bytes or --pattern.
 
     Args:
         weights: checkpoint with the weights to prune.
         out: folder to write to.
-        sparsity: fraction to remove, of weights (lq) or of each layer's hidden units (id).
-        tol: instead of sparsity, the relative error allowed, per unit (lq) or in what reads the units (id).
+        sparsity: fraction to remove, of weights (lq) or of each layer's hidden units (id); or, for lq, one for each
+            layer, as '{"layer3.*": 0.9, "fc": 0.5}'.
+        tol: the relative error allowed, per unit (lq) or in what reads the units (id); the authors' η for the rules
+            yang2022 and diao2023.
+        nonzeros: how many weights to retain.
+        bytes: what the weights may take in the format of --storage.
+        storage: csr, coo, bitmask, dense or 2:4.
+        pattern: such as 2:4, two of every four weights.
         method: lq (weights set to zero, per unit) or id (hidden units removed, the next layer corrected).
-        rule: ellq (ours), yang2022 (method lq) or chee2021 (method id).
-        q: order of the quasi-norm, for rule yang2022.
+        rule: ellq, exact, least_bound, yang2022, diao2023, uniform, global, lamp, erk, synflow, snip, taylor or wanda
+            (method lq); ellq or chee2021 (method id).
+        settings: of the rule, as '{"scope": "layer", "gamma": 3}'.
+        q: order of the quasi-norm, for the rules that have one.
+        least: how many weights every unit retains at least.
+        include: only weights whose name, or a module of theirs, matches one of these globs.
+        exclude: none of the weights that match one of these.
         model: where the model comes from, as package.module:function; called without arguments.
         data: name of the data set whose train part is calibrated on, such as digits or mnist.
         samples: at most how many of its examples to use.
         mean: what to subtract from each channel of inputs in [0, 1].
         std: what to divide each channel by after that.
+        plot: also draw what every layer retains to this file (.png, .svg or .pdf).
     """
     from ellq.analysis import datasets, read_checkpoint
     from ellq.pruning import apply, plan, save
+    from ellq.pruning.hidden_units import RULES as ID_RULES
+    from ellq.pruning.plan_masks import LQ_RULES
+    from ellq.pruning.scores import SCORE_RULES
 
-    if (sparsity is None) == (tol is None):
-        raise UsageError("Give either --sparsity or --tol, not both and not neither.")
-    if rule not in ("ellq", {"lq": "yang2022", "id": "chee2021"}[method]):
+    _picture_format(plot)
+    budgets = {"sparsity": sparsity, "tol": tol, "nonzeros": nonzeros, "bytes": bytes, "pattern": pattern}
+    budget = {name: value for name, value in budgets.items() if value is not None}
+    if len(budget) != 1:
+        raise UsageError("Give either --sparsity or --tol, --nonzeros, --bytes or --pattern; not both, and not none.")
+    if rule not in (LQ_RULES if method == "lq" else ID_RULES):
         raise UsageError(f"rule={rule!r} is not a rule of method {method!r}.")
-    if method == "id" and (model is None or data is None):
-        raise UsageError("Method id runs the model on data. Give --model package.module:function and --data NAME.")
+    if tol is not None and not (0 < tol < 1 or (tol >= 0 and rule in ("yang2022", "diao2023"))):
+        raise UsageError(f"tol={tol:g} is outside (0, 1). Choose a fraction such as tol=0.5.")
+    needs_data = method == "id" or rule in ("least_bound", "snip", "taylor", "wanda")
+    if (needs_data and data is None) or ((needs_data or rule == "synflow") and model is None):
+        name = f"Method {method}" if method == "id" else f"Rule {rule}"
+        needed = "--model package.module:function and --data NAME" if needs_data else "--model package.module:function"
+        raise UsageError(f"{name} runs the model on data. Give {needed}.")
     if model is not None and not model.partition(":")[2]:
         raise UsageError(f"model={model!r} names no function. Write package.module:function.")
     state = read_checkpoint(weights)
-    calibration = None
+    calibration: Any = None
     source: Any = state
     if model is not None:
         source = _build(model)
         _fill(source, state, weights)
-    if method == "id":
-        assert data is not None  # checked above
+    if data is not None and (needs_data or rule == "synflow"):
         train = datasets.load(data, "train")
-        calibration = train.select(range(min(samples, len(train)))).inputs(mean=mean, std=std)
-    decided = plan(source, calibration, method=method, sparsity=sparsity, tol=tol, rule=rule, q=q)
+        chosen = train.select(range(min(samples, len(train))))
+        calibration = chosen.inputs(mean=mean, std=std)
+        if rule in SCORE_RULES:
+            calibration = _labelled(calibration, chosen.labels)
+    others = {"q": q, "least": least, "include": include, "exclude": exclude}
+    arguments: dict[str, Any] = {name: value for name, value in others.items() if value is not None}
+    arguments |= {**budget, **(settings or {})}
+    decided = plan(source, calibration, method=method, rule=rule, storage=storage, **arguments)
     save(apply(source, decided), out, plan=decided)
+    if plot:
+        _draw(plot, decided.plot())
     _print(decided)
     print(f"Written: {out}")
+
+
+def _labelled(inputs: Any, labels: Any) -> list[tuple[Any, Any]]:
+    """Return inputs and labels in batches."""
+    import torch
+
+    starts = range(0, len(inputs), 256)
+    return [(inputs[i : i + 256], torch.as_tensor(labels[i : i + 256])) for i in starts]
 
 
 def demo(out: str = "ellq-demo", seed: NonNegativeInt = 0) -> None:

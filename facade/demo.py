@@ -19,7 +19,7 @@ from ellq import __version__
 from ellq.analysis import Comparison, Profile, accuracy, compare, cost, error_curves, measure, new_folder, track
 from ellq.paper_figures import FIGURES, render
 from ellq.paper_figures.digits import RULES, SPARSITIES, digits_splits, net_sweeps, train_net
-from ellq.pruning import Plan, Splits, apply, chain_bounds, largest_within, plan, write_into
+from ellq.pruning import Plan, Splits, apply, chain_bounds, finalize, largest_within, plan, write_into
 from ellq.pruning.report import Picture, Report, Section, render_report
 from ellq.theory import registry
 from ellq.weights_page import profile_pictures, shown_profile
@@ -126,7 +126,7 @@ def _stages(net: str, splits: Splits, seed: int, results: dict[str, NetResult]) 
                 | {name: row[name] for name in ("bound", "bound_measured", "observed")}
             )
         decided = plan(dense, splits.calibration, method=method, sparsity=chosen)
-        model = apply(dense, decided)
+        model = finalize(apply(dense, decided))
         pruned[method] = (model, decided)
         bounds = chain_bounds(dense, model, test_inputs, decided)
         bounds.insert(0, "method", method)

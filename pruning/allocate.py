@@ -137,7 +137,7 @@ def _lamp_scores(layer: Layer, found: Survey) -> Array:
     joined = np.concatenate([block.ravel() for _, block in magnitudes(layer)])
     joined.sort()
     squares = np.ldexp(joined.astype(np.float64), -found.exponent)[::-1] ** 2
-    return np.divide(squares, np.cumsum(squares), out=np.zeros_like(squares), where=squares > 0)
+    return np.asarray(np.divide(squares, np.cumsum(squares), out=np.zeros_like(squares), where=squares > 0))
 
 
 def by_tolerance(layers: Layers, tol: float) -> Allocation:

@@ -94,8 +94,8 @@ def _apply_masks(model: Model, plan: Plan, *, inplace: bool, regrow: bool) -> Mo
         plain = copy.deepcopy(model)
         remove_(plain, bake=not regrow)
     weights = masks.maskable_weights(plain)
-    _refuse_unfit(plain, weights, plan)
     kept = masks.retained_entries(weights, plan)
+    _refuse_unfit(plain, plan)
     _refuse_unmaskable(plain, [weight for weight in weights if weight.name in kept])
     if not regrow:
         kept = {name: mask & present[name].cpu() if name in present else mask for name, mask in kept.items()}
@@ -122,39 +122,30 @@ def _write(tensors: Mapping[str, Tensor], plan: Plan, kept: Mapping[str, Tensor]
     with torch.no_grad():
         for name, value in plan.values.items():
             tensor = tensors[name]
-            new = torch.as_tensor(value).to(tensor.device, tensor.dtype)
+            new = _tensor(value).to(tensor.device, tensor.dtype)
             mask = kept.get(name)
             tensor.copy_(new if mask is None else torch.where(mask.to(tensor.device), new, tensor))
 
 
-def _refuse_unfit(
-    model: nn.Module | Mapping[str, Tensor], weights: list[masks.Maskable], plan: Plan
-) -> None:
-    """Refuse masks and values of a plan that have no tensor of their shape in the model, or do not fit its dtype."""
-    maskable = {weight.name: weight.tensor for weight in weights}
-    planned = set(plan.table["layer"])
-    for name, mask in plan.kept.items():
-        if name not in planned or name not in maskable:
-            owner = "model" if name in planned else "plan's table"
-            raise ValueError(f"The plan is for another model: it keeps entries of {name!r}, which the {owner} lacks.")
-        _require_shape(name, mask.shape, tuple(maskable[name].shape))
+def _refuse_unfit(model: nn.Module | Mapping[str, Tensor], plan: Plan) -> None:
+    """Refuse values of a plan that have no tensor of their shape in the model, or are not finite in its dtype."""
+    stray = next((name for name in plan.kept if name not in set(plan.table["layer"])), None)
+    if stray is not None:
+        raise ValueError(f"The plan keeps entries of {stray!r}, which its table lacks. Make a new plan.")
     tensors = stored_tensors(model) if isinstance(model, nn.Module) else model
     for name, value in plan.values.items():
         if name not in tensors:
             raise ValueError(f"The plan is for another model: it has a value for {name!r}, which the model lacks.")
         tensor = _tensor(tensors[name])
-        _require_shape(name, value.shape, tuple(tensor.shape))
-        if not torch.isfinite(torch.as_tensor(value).to(tensor.dtype).double()).all():
+        if value.shape != tuple(tensor.shape):
+            raise ValueError(
+                f"The plan is for another model: {name!r} has shape {tuple(tensor.shape)}, the plan's value"
+                f" {value.shape}."
+            )
+        if not torch.isfinite(_tensor(value).to(tensor.dtype).double()).all():
             raise ValueError(
                 f"The plan's value for {name!r} is not finite in {tensor.dtype}. Convert the model to float32 first."
             )
-
-
-def _require_shape(name: str, planned: tuple[int, ...], shape: tuple[int, ...]) -> None:
-    if tuple(planned) != shape:
-        raise ValueError(
-            f"The plan is for another model: {name!r} has shape {shape}, the plan's entry {tuple(planned)}."
-        )
 
 
 def _refuse_unmaskable(model: nn.Module | Mapping[str, Tensor], weights: list[masks.Maskable]) -> None:

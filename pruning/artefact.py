@@ -13,7 +13,9 @@ from safetensors.torch import load_model, save_file, save_model
 from torch import Tensor, nn
 
 from ellq.analysis import new_folder
+from ellq.pruning.apply import finalize
 from ellq.pruning.json_format import MODEL, VERSIONS, read_json
+from ellq.pruning.mask_parametrization import is_masked
 from ellq.pruning.plan import Plan
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -26,7 +28,7 @@ def save(model: nn.Module | Mapping[str, Tensor], folder: str | Path, *, plan: P
     """Write a model as ``model.safetensors`` and ``plan.json``; never half-written.
 
     Args:
-        model: a plain module, or a state dict, pruned or not.
+        model: a module or a state dict, pruned or not; of a masked module what ``finalize`` makes of it is written.
         folder: where to; made if it does not exist, replaced if it holds nothing but these two files.
         plan: kept in ``plan.json`` for the record.
 
@@ -41,6 +43,7 @@ def save(model: nn.Module | Mapping[str, Tensor], folder: str | Path, *, plan: P
 def write_into(folder: Path, model: nn.Module | Mapping[str, Tensor], *, plan: Plan | None = None) -> None:
     """Write the two files of ``save`` into a folder that exists."""
     if isinstance(model, nn.Module):
+        model = finalize(model) if is_masked(model) else model
         save_model(model, str(folder / WEIGHTS))
     else:
         # Cloned, because safetensors refuses tensors that share memory.

@@ -20,6 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from ellq.analysis import to_unit_rows
+from ellq.pruning.apply import finalize
+from ellq.pruning.mask_parametrization import is_masked
 from ellq.pruning.masks import keep_largest
 from ellq.pruning.plan import Correction, Plan
 from ellq.theory import (
@@ -90,7 +92,7 @@ def chain_bounds(
     Three bounds on the same error, from less and less to more and more knowledge:
 
     - ``bound_lq``: of each pruned unit only ‖w‖_q and the count k; its own error is at most B·c·‖w‖_q·k^(1−1/q), with B
-      the largest root mean square of an input. Masks only.
+      the largest root mean square of an input. Masks of the largest weights only.
     - ``bound``: what was removed; a unit's own error is at most B·‖v‖_1 where weights v were masked, and at most
       ‖A − A_J T‖_2‖u‖/√n + ‖A_J(û − Tu)‖/√n where its inputs A were cut to a skeleton and its weights u became û.
     - ``bound_measured``: each unit's own error measured on the dense net's features.
@@ -102,7 +104,7 @@ def chain_bounds(
     Args:
         dense: a Sequential (nested ones allowed) of Linear and Conv layers and of element-wise functions, average or
             max pooling, dropout, batch norm, flatten.
-        pruned: ``apply(dense, plan)``.
+        pruned: ``apply(dense, plan)``, masked or finalised.
         inputs: shape (n, …), n ≥ 1; the distribution the errors are over.
         plan: the plan that led from one to the other.
         q: order of the quasi-norm in ``bound_lq``, 0 < q < 1.
@@ -118,12 +120,14 @@ def chain_bounds(
 
     Reference: statements ``linear-unit-l1``, ``multilayer``, ``risk-empirical``, ``multilayer-units`` of the registry.
     """
+    dense, pruned = (finalize(chain) if is_masked(chain) else chain for chain in (dense, pruned))
     steps = list(_steps(dense, ""))
     if not any(type(module) in _LAYERS for _, module in steps):
         raise ValueError("The chain holds no Linear or Conv layer.")
     partners = dict(_steps(pruned, ""))
     corrections = {c.consumer: c for c in plan.corrections}
     cut = {c.producer: c for c in plan.corrections}
+    by_magnitude = plan.method == "lq" and not plan.kept and not plan.values  # noqa: PD011 -- no pandas
     retained = {str(name): rows["retained"].to_numpy() for name, rows in plan.table.groupby("layer", sort=False)}
     _require_same_chain([name for name, _ in steps], list(partners), [*cut, *corrections, *retained], plan.method)
     if inputs.ndim < 2 or len(inputs) == 0 or not torch.isfinite(inputs).all():
@@ -145,7 +149,8 @@ def chain_bounds(
                 change = _Change(name, before, after, x, cut.get(name), corrections.get(name))
                 noise = 0.0 if change.is_none and not errors.any() else change.rounding
                 local.append(change.by_norms + noise)
-                local_lq.append(change.by_quasinorms(retained.get(f"{name}.weight".removeprefix(".")), q) + noise)
+                counts = retained.get(f"{name}.weight".removeprefix(".")) if by_magnitude else None
+                local_lq.append(change.by_quasinorms(counts, q) + noise)
                 gains.append(_largest_row_sum(_rows(after)))
                 result = before(x)
                 own = change.measured(result, kept).clamp(max=change.by_norms)  # above it by rounding alone
@@ -173,7 +178,7 @@ def chain_bounds(
     table = pd.DataFrame(rows)
     ones = [1.0] * len(steps)
     table["bound"] = np.array(chain_error(local, gains, ones))[ends]
-    table["bound_lq"] = np.array(chain_error(local_lq, gains, ones))[ends] if plan.method == "lq" else math.nan
+    table["bound_lq"] = np.array(chain_error(local_lq, gains, ones))[ends] if by_magnitude else math.nan
     return table
 
 

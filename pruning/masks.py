@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
@@ -52,8 +51,8 @@ class Maskable:
         values = self.tensor.detach() if values is None else values
         if not self.groups:
             return values
-        inputs, outputs = values.shape[:2]
-        return values.unflatten(0, (self.groups, inputs // self.groups)).transpose(1, 2).flatten(0, 1)
+        inputs, *rest = values.shape
+        return values.reshape(self.groups, inputs // self.groups, *rest).transpose(1, 2).flatten(0, 1)
 
 
 def maskable_weights(source: nn.Module | Mapping[str, Tensor]) -> list[Maskable]:

@@ -6,7 +6,7 @@ import base64
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,9 @@ from rich.table import Table
 from ellq.pruning.guarantee import Guarantee
 from ellq.pruning.json_format import MODEL, PLAN, VERSIONS, read_json
 from ellq.theory import Skeleton
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 STORED = 2**18  # entries of an interpolation matrix, 2 MiB; a larger one is left out of the JSON
 _STORED_AS = {"float32": "<f4", "float64": "<f8"}
@@ -82,6 +85,16 @@ class Plan:
         """Return a copy of the table."""
         return self.table.copy()
 
+    def plot(self) -> Figure:
+        """Draw the fraction that every layer retains, with the spread over its units.
+
+        Returns:
+            A figure that belongs to no window; ``figure.savefig(path)`` writes it.
+        """
+        from ellq.pruning.plan_plot import draw_plan  # matplotlib takes a while to load
+
+        return draw_plan(self)
+
     def with_retained(self, table: pd.DataFrame) -> Plan:
         """Return the plan with an edited table.
 
@@ -89,19 +102,27 @@ class Plan:
             table: as from ``to_frame``, with other numbers under ``retained``.
 
         Raises:
-            ValueError: the plan holds what fits one choice only (the corrections of ``"id"``, entries chosen by other
-                than magnitude, refitted values), rows or columns are missing or reordered, or a count is not a whole
-                number in [0, size].
+            ValueError: the plan holds what fits one choice only (the corrections of ``"id"``, refitted values, or other
+                counts for a layer whose entries were chosen otherwise than by magnitude), rows or columns are missing
+                or reordered, or a count is not a whole number in [0, size].
         """
         if self.method != "lq":
             raise ValueError("A plan of method 'id' holds corrections for its own choice. Make a new plan instead.")
-        if self.kept or self.values:
+        if self.values:
             raise ValueError("The plan's entries were chosen or refitted by data, for its own counts. Make a new plan.")
         fixed = ["layer", "unit", "size"]
         own = self.table[fixed].to_numpy().tolist()
         if list(table.columns) != list(COLUMNS) or table[fixed].to_numpy().tolist() != own:
             raise ValueError("table must have the plan's own rows and columns. Start from plan.to_frame().")
-        return replace(self, table=_checked(table))
+        edited = _checked(table)
+        is_edited = edited["retained"] != self.table["retained"]
+        fixed_layer = next((name for name in edited["layer"][is_edited] if name in self.kept), None)
+        if fixed_layer is not None:
+            raise ValueError(
+                f"The entries of layer {fixed_layer!r} were chosen one by one, for the plan's own counts. Make a new"
+                " plan, or leave that layer as it is."
+            )
+        return replace(self, table=edited)
 
     def to_json(self) -> str:
         """Return the plan as JSON; arrays are kept to the last bit, interpolation matrices up to ``STORED`` entries."""
@@ -163,6 +184,10 @@ class Plan:
             proved = data.get("guarantee")
             guarantee = None if proved is None else Guarantee.from_dict(proved)
             kept = {name: _decode_mask(mask) for name, mask in data.get("kept", {}).items()}
+            retained = table.groupby("layer", sort=False)["retained"].sum()
+            for name, mask in kept.items():
+                if name not in retained or int(mask.sum()) != int(retained[name]):
+                    raise ValueError(f"layer {name!r} keeps other entries than its counts say")
             values = {name: _decode(value) for name, value in data.get("values", {}).items()}
             return Plan(
                 data["method"], data["rule"], dict(data["settings"]), table, corrections, guarantee, kept, values

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ellq.analysis import Calibration, as_batches, track
-from ellq.pruning import allocate, hidden_units, masks
-from ellq.pruning.apply import Model, apply
+from ellq.analysis import Calibration, as_batches
+from ellq.pruning import hidden_units
+from ellq.pruning.allocate import RULES
+from ellq.pruning.apply import Model, apply, finalize
+from ellq.pruning.budget import one_budget
+from ellq.pruning.coverage import Choice
 from ellq.pruning.guarantee import guarantee
-from ellq.pruning.plan import Plan, plan_table
-from ellq.theory import Array, open_fraction, order_below_one
-
-_LQ_RULES = ("ellq", "yang2022")
+from ellq.pruning.plan import Plan
+from ellq.pruning.plan_masks import LQ_RULES, plan_masks
+from ellq.theory import open_fraction
+from ellq.theory.arguments import count
 
 
 def plan(
@@ -25,20 +27,39 @@ def plan(
     calibration: Calibration | None = None,
     *,
     method: str = "lq",
-    sparsity: float | None = None,
-    tol: float | None = None,
     rule: str = "ellq",
-    q: float = 0.5,
+    sparsity: float | Mapping[str, float] | None = None,
+    tol: float | None = None,
+    nonzeros: int | None = None,
+    bytes: int | None = None,
+    storage: str = "csr",
+    pattern: str | None = None,
+    least: int | None = None,
+    include: Choice = None,
+    exclude: Choice = None,
     held_out: Calibration | None = None,
     delta: float = 0.05,
+    **settings: Any,
 ) -> Plan:
     """Decide what every unit keeps, without changing the model.
 
-    ``method="lq"`` (no data needed): per-unit counts of the largest weights.
+    ``method="lq"``: which weights stay, unit by unit. Weights of linear, convolutional, recurrent and attention layers
+    are covered, a tied one once, frozen ones too (what requires gradients is left as it is); biases, norms and
+    embeddings are not.
 
-    - ``rule="ellq"``: with ``sparsity``, the counts that make the layers' relative squared errors Σ‖ΔW_l‖_F²/‖W_l‖_F²
-      as small as the budget allows; with ``tol``, for each unit the fewest with σ_k(w)_2 ≤ tol·‖w‖_2.
-    - ``rule="yang2022"``: the authors' count ⌈N_{q,1}(w)(1+η)^(−1/(1−q))⌉; ``tol`` is η, ``sparsity`` solves for η.
+    - ``rule="ellq"`` (ours): with a budget, the counts that make the layers' relative squared errors
+      Σ‖ΔW_l‖_F²/‖W_l‖_F² as small as it allows; with ``tol``, for each unit the fewest with σ_k(w)_2 ≤ tol·‖w‖_2.
+    - ``"exact"``: the counts with the least Σσ_k(w)_2²; ``tol`` as above.
+    - ``"least_bound"``: those with the least certified bound on the outputs' errors; for a ``Sequential`` chain, with
+      calibration inputs. Setting: ``q``.
+    - ``"yang2022"``: the authors' count ⌈N_{q,1}(w)(1+η)^(−1/(1−q))⌉. ``tol`` is η ≥ 0, a budget solves for η.
+      Settings: ``q``, ``variant`` (``"keep-m"``, ``"capped"``), ``c``, ``beta``, ``scope`` (``"unit"``, ``"layer"``,
+      ``"global"``).
+    - ``"diao2023"``: a round of the authors' adaptive pruning by PQ index. ``tol`` is η ≥ 0, a budget repeats rounds.
+      Settings: ``p``, ``q``, ``gamma``, ``beta``, ``scope``, and with a budget ``eta``.
+    - ``"uniform"``, ``"erk"``, ``"lamp"``, ``"global"``: the usual baselines by magnitude.
+    - ``"synflow"`` (setting ``rounds``), ``"snip"``, ``"taylor"``, ``"wanda"``: by scores; what stays is then in
+      ``plan.kept``. SNIP and Taylor need batches of (inputs, labels), Wanda inputs, SynFlow at most an input's shape.
 
     ``method="id"`` (calibration needed): hidden units of ``Linear → activation → Linear`` chains; see
     ``ellq.pruning.plan_hidden_units``. ``sparsity`` is the fraction of each hidden layer's units to remove, ``tol`` the
@@ -47,82 +68,99 @@ def plan(
     inputs; see ``ellq.pruning.guarantee``.
 
     Args:
-        model: the model, or for ``"lq"`` its state dict; not changed.
-        calibration: for ``"id"``: inputs, shape (n, …), or an iterable of batches of inputs or (inputs, labels).
+        model: the model, or for ``"lq"`` by magnitude its state dict; not changed.
+        calibration: inputs, shape (n, …), or an iterable of batches of inputs or (inputs, labels).
         method: ``"lq"`` or ``"id"``.
-        sparsity: fraction to remove, strictly between 0 and 1. At least this much is removed, to the next whole count.
-        tol: relative tolerance, strictly between 0 and 1. Give this or ``sparsity``.
-        rule: ``"ellq"`` (ours) or the authors' rule of the method.
-        q: order of the quasi-norm for ``"yang2022"``, 0 < q < 1.
+        rule: one of the above; ``ellq.pruning.allocate`` and ``ellq.pruning.scores`` describe each.
+        sparsity: a budget: the fraction to remove, strictly between 0 and 1; at least this much is removed, to the next
+            whole count. Or, for ``"lq"``, one for each layer: name globs → fractions, the first that matches counts;
+            layers that none matches are left out.
+        tol: a budget: relative tolerance, strictly between 0 and 1; or the authors' η.
+        nonzeros: a budget: how many weights of those covered to retain.
+        bytes: a budget: what the covered weights may take in ``storage``; the most that fit are retained.
+        storage: ``"csr"``, ``"coo"``, ``"bitmask"``, ``"dense"`` or ``"2:4"``; see ``ellq.pruning.storage_bytes``.
+        pattern: a budget: ``"N:M"``, N of every M that follow one another in a unit; of a last group that is shorter
+            also N.
+        least: what every unit retains at least (of its non-zero weights). By default 1 for our rules, 0 for others'.
+        include: name globs, module types or modules, or a sequence of them: plan only these.
+        exclude: likewise: leave these out.
         held_out: for ``"id"`` on one hidden layer: inputs as for ``calibration``, sharing no example with them, from
             which the guarantee is made; nothing is chosen by them.
         delta: probability with which the guarantee may fail, in (0, 1).
+        **settings: of the rule.
 
     Returns:
         The plan.
 
     Raises:
-        TypeError: an argument of the wrong kind.
+        TypeError: an argument of the wrong kind, or one that neither ``plan`` nor the rule takes.
+        BudgetError: a ValueError: a budget that cannot be met; it says what stands in the way and carries the nearest
+            value that can be.
         ValueError: an argument out of range, no budget or two, no calibration where it is needed, nothing to prune,
-            weights or features that are not finite, or held-out inputs where no guarantee is made or that overlap
-            with the calibration ones.
+            weights or features that are not finite, layers that are lazy, parametrised or pruned by torch, or held-out
+            inputs where no guarantee is made or that overlap with the calibration ones.
 
-    Reference: Yang et al. 2022 (arXiv 2206.05604); Chee et al. 2021 (arXiv 2108.00065); the ``"ellq"`` rules are ours.
+    Reference: Yang et al. 2022 (arXiv 2206.05604); Diao et al. 2023 (arXiv 2302.05601); Chee et al. 2021 (arXiv
+    2108.00065); each baseline's own; the other rules are ours.
     """
     if not isinstance(model, nn.Module | Mapping):
         raise TypeError(f"model must be an nn.Module or a state dict, got {type(model).__name__}.")
-    if (sparsity is None) == (tol is None):
-        given = "neither" if sparsity is None else "both"
-        raise ValueError(f"Give either sparsity= or tol=, got {given}.")
-    if sparsity is not None:
-        sparsity = open_fraction(sparsity, "sparsity")
-    if tol is not None:
-        tol = open_fraction(tol, "tol")
-    q, delta = order_below_one(q), open_fraction(delta, "delta")
+    _one_of(method, ("lq", "id"), "method")
+    _one_of(rule, LQ_RULES if method == "lq" else hidden_units.RULES, "rule")
+    given = {"sparsity": sparsity, "tol": tol, "nonzeros": nonzeros, "bytes": bytes, "pattern": pattern}
+    takes_eta = method == "lq" and rule in RULES and RULES[rule].takes_eta
+    budget = one_budget(given, storage=storage, tol_is_eta=takes_eta)
+    delta = open_fraction(delta, "delta")
     if method == "lq":
         if held_out is not None:
             raise ValueError("held_out= makes a guarantee for method='id' only. Leave it out.")
-        _one_of(rule, _LQ_RULES, "rule")
-        return _plan_masks(model, sparsity=sparsity, tol=tol, rule=rule, q=q)
-    if method == "id":
-        _one_of(rule, hidden_units.RULES, "rule")
-        if not isinstance(model, nn.Module):
-            raise TypeError("method='id' runs the model on data. Pass the nn.Module, not its state dict.")
-        if calibration is None:
-            raise ValueError("method='id' needs calibration inputs. Pass a tensor or batches as the second argument.")
-        batches = as_batches(calibration)
-        decided = hidden_units.plan_hidden_units(model, batches, sparsity=sparsity, tol=tol, rule=rule)
-        if held_out is None and (tol is None or len(decided.corrections) > 1):
-            return decided
-        with torch.random.fork_rng(devices=[]):  # a shuffling DataLoader draws from the global random state
-            found = guarantee(model, apply(model, decided), decided, batches, held_out, delta=delta)
-        return replace(decided, guarantee=found)
-    _one_of(method, ("lq", "id"), "method")
-    raise AssertionError(method)
+        if least is not None:
+            least = count(least, "least", low=0, high=10**12)
+        return plan_masks(
+            model,
+            calibration,
+            budget=budget,
+            rule=rule,
+            least=least,
+            include=include,
+            exclude=exclude,
+            settings=settings,
+        )
+    if not isinstance(budget.value, float):
+        raise ValueError(f"{budget.kind}= is a budget of method='lq'. Give sparsity=, one number, or tol=.")
+    for name, value in {"least": least, "include": include, "exclude": exclude, **settings}.items():
+        if value is not None:
+            raise TypeError(f"{name}= is an argument of method='lq' only. Leave it out.")
+    if not isinstance(model, nn.Module):
+        raise TypeError("method='id' runs the model on data. Pass the nn.Module, not its state dict.")
+    if calibration is None:
+        raise ValueError("method='id' needs calibration inputs. Pass a tensor or batches as the second argument.")
+    batches = as_batches(calibration)
+    by_tol = budget.kind == "tol"
+    decided = hidden_units.plan_hidden_units(
+        model,
+        batches,
+        sparsity=None if by_tol else budget.value,
+        tol=budget.value if by_tol else None,
+        rule=rule,
+    )
+    if held_out is None and (not by_tol or len(decided.corrections) > 1):
+        return decided
+    with torch.random.fork_rng(devices=[]):  # a shuffling DataLoader draws from the global random state
+        found = guarantee(model, apply(model, decided), decided, batches, held_out, delta=delta)
+    return replace(decided, guarantee=found)
 
 
-def prune(
-    model: Model,
-    calibration: Calibration | None = None,
-    *,
-    method: str = "lq",
-    sparsity: float | None = None,
-    tol: float | None = None,
-    rule: str = "ellq",
-    q: float = 0.5,
-    inplace: bool = False,
-) -> Model:
-    """Return a pruned copy of a model: ``apply(model, plan(model, …))``; the plan is what carries the guarantee.
+def prune(model: Model, calibration: Calibration | None = None, *, inplace: bool = False, **arguments: Any) -> Model:
+    """Return a pruned copy of a model: ``apply(model, plan(model, …))``, its masks baked in by ``finalize``.
+
+    The plan is what carries the guarantee.
 
     Args:
         model: the model, or for ``"lq"`` its state dict; not changed unless ``inplace``.
         calibration: see ``plan``.
-        method: see ``plan``.
-        sparsity: see ``plan``.
-        tol: see ``plan``.
-        rule: see ``plan``.
-        q: see ``plan``.
         inplace: change ``model`` itself and return it.
+        **arguments: the others of ``plan``.
 
     Returns:
         A plain module of the same class; for a state dict, a state dict.
@@ -132,57 +170,8 @@ def prune(
 
     Reference: see ``plan``.
     """
-    decided = plan(model, calibration, method=method, sparsity=sparsity, tol=tol, rule=rule, q=q)
-    return apply(model, decided, inplace=inplace)
-
-
-def _plan_masks(
-    model: nn.Module | Mapping[str, Tensor], *, sparsity: float | None, tol: float | None, rule: str, q: float
-) -> Plan:
-    weights = masks.maskable_weights(model)
-    layers = [weight.units() for weight in track(weights, "reading weights")]
-    settings: dict[str, float | str] = {} if rule == "ellq" else {"q": q}
-    if sparsity is not None:
-        settings["sparsity"] = sparsity
-        budget = _budget(layers, sparsity)
-        if rule == "ellq":
-            counts = allocate.by_budget(layers, budget)
-            reason = f"least total relative error at sparsity {sparsity:g}"
-        else:
-            counts, eta = allocate.yang2022_budget(layers, budget, q=q)
-            reason = f"⌈N(1+η)^(−1/(1−q))⌉, η = {eta:.4g} for sparsity {sparsity:g}"
-    else:
-        assert tol is not None
-        settings["tol"] = tol
-        if rule == "ellq":
-            counts = allocate.by_tolerance(layers, tol)
-            reason = f"fewest with relative error <= {tol:g}"
-        else:
-            counts = allocate.yang2022(layers, tol, q=q)
-            reason = f"⌈N(1+η)^(−1/(1−q))⌉, η = {tol:g}"
-    rows: dict[str, list[object]] = {"layer": [], "unit": [], "size": [], "retained": [], "reason": []}
-    for weight, units, kept in zip(weights, layers, counts, strict=True):
-        dead = ~units.any(axis=1)
-        rows["layer"] += [weight.name] * len(units)
-        rows["unit"] += range(len(units))
-        rows["size"] += [units.shape[1]] * len(units)
-        rows["retained"] += kept.tolist()
-        rows["reason"] += np.where(dead, "zero unit", reason).tolist()
-    return Plan("lq", rule, settings, plan_table(**rows))  # type: ignore[arg-type]
-
-
-def _budget(layers: list[Array], sparsity: float) -> int:
-    total = sum(units.size for units in layers)
-    live = sum(int(units.any(axis=1).sum()) for units in layers)
-    budget = allocate.retained_of(total, sparsity)
-    if budget < live:
-        reachable = math.floor((1 - live / total) * 1e6) / 1e6
-        advice = f"Choose sparsity <= {reachable:g}." if reachable > 0 else "Nothing can be removed."
-        raise ValueError(
-            f"sparsity={sparsity:g} leaves {budget} weights for {live} units, each of which keeps at least one."
-            f" {advice}"
-        )
-    return budget
+    pruned = apply(model, plan(model, calibration, **arguments), inplace=inplace)
+    return finalize(pruned, inplace=True) if isinstance(pruned, nn.Module) else pruned
 
 
 def _one_of(value: object, allowed: tuple[str, ...], name: str) -> None:

@@ -11,7 +11,7 @@ import pandas as pd
 from torch import Tensor, nn
 
 from ellq.analysis import accuracy, agreement, cost, track
-from ellq.pruning.apply import apply
+from ellq.pruning.apply import apply, finalize
 from ellq.pruning.chain_bounds import chain_bounds
 from ellq.pruning.prune import plan
 
@@ -54,7 +54,7 @@ def sweep(
     cases = [(rule, sparsity) for rule in rules for sparsity in sparsities]
     for rule, sparsity in track(cases, f"pruning by {method}"):
         decided = plan(dense, splits.calibration, method=method, rule=rule, sparsity=sparsity)
-        pruned = apply(dense, decided)
+        pruned = finalize(apply(dense, decided))
         last = chain_bounds(dense, pruned, test_inputs, decided).iloc[-1]
         size = cost(pruned, test_inputs[:1])
         rows.append(

@@ -75,6 +75,14 @@ def _leverage(rng):
     return {"features": A, "basis": basis, "indices": columns, "norm": rng.choice(NORMS)}
 
 
+def _sampling(rng):
+    A = random_features(rng, samples=int(rng.integers(1, 7)), columns=int(rng.integers(1, 6)))
+    A[0, 0] = A[0, 0] or 1.0
+    rank = int(rng.integers(1, A.shape[1] + 1))
+    basis = np.linalg.svd(A)[2][:rank].T if rng.random() < 0.7 else np.linalg.qr(rng.normal(size=(A.shape[1], rank)))[0]
+    return {"features": A, "basis": basis, "draws": int(10 ** rng.uniform(0, 4))}
+
+
 def _top_singular_vector():
     A = np.random.default_rng(0).normal(size=(20, 5))
     T = np.linalg.lstsq(A[:, :2], A, rcond=None)[0]
@@ -90,6 +98,7 @@ RANDOM = {
     "pivot-ratio": _pivots,
     "volume-sampling": _volume,
     "leverage-columns": _leverage,
+    "leverage-sampling": _sampling,
 }
 
 
@@ -128,6 +137,8 @@ EXTREMAL = {
         "indices": np.array([0, 1]),
         "norm": "spectral",
     },
+    # So many draws that they cost nothing: all of the leverage is in one column.
+    "leverage-sampling": {"features": np.diag([2.0, 1.0]), "basis": np.eye(2)[:, :1], "draws": 10**4},
 }
 OUTSIDE = [
     ("risk-empirical", {"features": np.full((20, 5), np.inf)}, "finite"),
@@ -153,4 +164,9 @@ OUTSIDE = [
     ("volume-sampling", {"retained": 5}, "independent"),
     ("leverage-columns", {"basis": np.ones((3, 2))}, "orthonormal"),
     ("leverage-columns", {"indices": np.array([0])}, "leverage is missing"),
+    ("leverage-sampling", {"features": np.ones((2, 8))}, "at most 7 columns"),
+    ("leverage-sampling", {"features": np.zeros((2, 2))}, "not all 0"),
+    ("leverage-sampling", {"draws": 0}, "1 to 10"),
+    ("leverage-sampling", {"basis": np.ones((2, 1))}, "orthonormal"),
+    ("leverage-sampling", {"basis": np.eye(2)[:, :0]}, "one vector at least"),
 ]

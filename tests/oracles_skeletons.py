@@ -128,6 +128,32 @@ def _leverage(features, basis, indices, norm):
     return None, None
 
 
+def _sampling(features, basis, draws):
+    """The mean over all sets of columns that the draws may meet, their probabilities by inclusion and exclusion."""
+    A, V = matrix(features), matrix(basis)
+    G, m = A.transpose() * A, A.ncols()
+    leverages = [sum((V[j, i] ** 2 for i in range(V.ncols())), arb(0)) for j in range(m)]
+    within = {
+        J: (sum((leverages[j] for j in J), arb(0)) / sum(leverages, arb(0))) ** draws
+        for size in range(1, m + 1)
+        for J in combinations(range(m), size)
+    }
+
+    def volume(J):
+        return arb_mat(len(J), len(J), [G[i, j] for i in J for j in J]).det()
+
+    mean = arb(0)
+    for J in within:
+        parts = [part for size in range(1, len(J) + 1) for part in combinations(J, size)]
+        chance = sum(((-1) ** (len(J) - len(part)) * within[part] for part in parts), arb(0))
+        kept = []
+        for j in J:
+            kept += [j] if volume([*kept, j]) > 0 else []
+        base = volume(kept) if kept else arb(1)
+        mean += chance * sum((volume([*kept, j]) for j in range(m) if j not in kept), arb(0)) / base
+    return mean, None
+
+
 def _mean_square(left, right):
     D = matrix(left) - matrix(right)
     return frobenius(D) ** 2 / D.nrows()
@@ -210,6 +236,7 @@ SIDES = {
     "pivot-ratio": _pivot_ratio,
     "volume-sampling": _volume,
     "leverage-columns": _leverage,
+    "leverage-sampling": _sampling,
     "risk-split": _split,
     "risk-pointwise": _pointwise,
     "risk-bernstein": _bernstein,

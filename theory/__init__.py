@@ -68,6 +68,7 @@ from ellq.theory.histogram import MagnitudeHistogram as MagnitudeHistogram
 from ellq.theory.id_bounds import eckart_young_floor as eckart_young_floor
 from ellq.theory.id_bounds import frobenius_norm as frobenius_norm
 from ellq.theory.id_bounds import leverage_factor as leverage_factor
+from ellq.theory.id_bounds import leverage_sampling_bound as leverage_sampling_bound
 from ellq.theory.id_bounds import pivot_ratio_bounds as pivot_ratio_bounds
 from ellq.theory.id_bounds import pivot_threshold as pivot_threshold
 from ellq.theory.id_bounds import qrcp_factor as qrcp_factor
@@ -144,6 +145,11 @@ from ellq.theory.rounding import norm_error as norm_error
 from ellq.theory.rounding import outward as outward
 from ellq.theory.rounding import product_error as product_error
 from ellq.theory.rounding import tail_error as tail_error
+from ellq.theory.row_elimination import RowPaths as RowPaths
+from ellq.theory.row_elimination import eliminate_rows as eliminate_rows
+from ellq.theory.row_elimination import fit_rows as fit_rows
+from ellq.theory.row_elimination import row_errors as row_errors
+from ellq.theory.row_elimination import sparsegpt_rows as sparsegpt_rows
 from ellq.theory.selection import Selection as Selection
 from ellq.theory.selection import exhaustive as exhaustive
 from ellq.theory.selection import leverage as leverage

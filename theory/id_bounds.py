@@ -19,6 +19,7 @@ from ellq.theory.arguments import Array, count, finite_array, nonnegative, refus
 from ellq.theory.rounding import LEAST, UNIT_ROUNDOFF, log_error, norm_error, outward, product_error, product_up
 
 Norm = Literal["spectral", "frobenius"]
+_LOST = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # ε of draws by leverage
 
 
 def skeleton_residual(
@@ -356,6 +357,49 @@ def leverage_factor(missing: float) -> float:
     if share >= 1:
         raise ValueError(f"missing={share:g} is not below 1. Add columns until less than 1 of the leverage is missing.")
     return float(outward(1 / math.sqrt(1 - share), product_error(3)))
+
+
+def leverage_sampling_bound(floor: float, size: float, *, rank: int, draws: int, beta: float = 1.0) -> float:
+    """Bound the mean squared error of columns drawn by their leverage, with replacement.
+
+        E ‖A − A_J T‖_F² ≤ min over ε of  ‖A − A_k‖_F²·(1 + k/(βc(1 − ε)²)) + k·(e^(−ε)/(1 − ε)^(1−ε))^(βc/k)·‖A‖_F²
+
+    J the columns met in c independent draws of probabilities P_j ≥ β·ℓ_j/k, ℓ_j the leverages at rank k. As good as
+    the best approximation of rank k for c ≫ k·ln k; vacuous, ‖A‖_F², for c near k. Holds as well for c distinct columns
+    drawn one after another, as the rule ``leverage`` does with ``rank=k``. Scales with A². Rounded up.
+
+    Args:
+        floor: ‖A − A_k‖_F ≥ 0, as of ``eckart_young_floor``, or ‖A − AVVᵀ‖_F where the leverages are those of V.
+        size: ‖A‖_F ≥ 0.
+        rank: k ≥ 1.
+        draws: c ≥ 1.
+        beta: β in (0, 1]: 1 for exact leverages; k/(m·max ℓ_j) for uniform draws.
+
+    Returns:
+        The bound, in the squared units of the features.
+
+    Raises:
+        TypeError: an argument is not numeric.
+        ValueError: a negative norm, a count below 1, or ``beta`` outside (0, 1].
+
+    Reference: ours, after Drineas, Mahoney & Muthukrishnan 2008 and the Chernoff inequality of Tropp 2012.
+    """
+    rest, whole = nonnegative(floor, "floor"), nonnegative(size, "size")
+    k = count(rank, "rank", low=1, high=2**53)
+    share = nonnegative(beta, "beta")
+    if not 0 < share <= 1:
+        raise ValueError(f"beta={share:g} is outside (0, 1]. Pass 1 for draws by exact leverages.")
+    ratio = float(outward(k / share / count(draws, "draws", low=1, high=2**53), product_error(2)))
+    trivial = product_up(whole, whole)
+    bounds = [trivial]
+    for lost in _LOST:
+        rate = lost + (1 - lost) * math.log1p(-lost)  # ≥ ε²/2, from terms of at most ε
+        exponent = math.log(k) - rate / ratio
+        stray = log_error(8 * (abs(math.log(k)) + 4 * lost / ratio + 2))
+        chance = min(float(outward(math.exp(min(exponent, 0.0)), stray)), 1.0)
+        grown = float(outward(1 + ratio / (1 - lost) ** 2, product_error(5)))
+        bounds.append(product_up(rest, product_up(rest, grown)) + product_up(chance, trivial))
+    return min(float(outward(min(bounds), product_error(1))) if trivial else 0.0, trivial)
 
 
 def pivot_ratio_bounds(ratio: float, retained: int, columns: int, *, threshold: float = 1.0) -> tuple[float, float]:

@@ -116,16 +116,19 @@ def random_columns(columns: Columns, retained: int, *, seed: int = 0, progress: 
     return eliminate(columns, retained, priority=priority, progress=progress)
 
 
-def leverage(columns: Columns, retained: int, *, seed: int = 0, progress: Progress = iter) -> Selection:
-    """Choose at random by rank-k leverage scores, without replacement, among the columns not explained yet.
+def leverage(
+    columns: Columns, retained: int, *, rank: int | None = None, seed: int = 0, progress: Progress = iter
+) -> Selection:
+    """Choose at random by leverage scores, without replacement, among the columns not explained yet.
 
-        P(j) ∝ ℓ_j = Σ_(i ≤ k) V_ij²        V: right singular vectors of X
+        P(j) ∝ ℓ_j = Σ_(i ≤ r) V_ij²        V: right singular vectors of X
 
-    Columns of score 0 come last.
+    Columns of score 0 come last. ``leverage_sampling_bound`` bounds the mean squared error where k is several times r.
 
     Args:
         columns: moments or a triangle of the features, m of them.
-        retained: k, 1 ≤ k ≤ m; the scores depend on it.
+        retained: k, 1 ≤ k ≤ m.
+        rank: r, 1 ≤ r ≤ m; k if not given.
         seed: of the draw.
         progress: wraps the range of choices, to show a bar.
 
@@ -133,19 +136,20 @@ def leverage(columns: Columns, retained: int, *, seed: int = 0, progress: Progre
         The selection, in order.
 
     Raises:
-        TypeError: ``retained`` is not a whole number.
-        ValueError: ``retained`` outside [1, m].
+        TypeError: ``retained`` or ``rank`` is not a whole number.
+        ValueError: ``retained`` or ``rank`` outside [1, m].
 
     Reference: Drineas, Mahoney & Muthukrishnan 2008, who draw with replacement.
     """
     m = columns.features
     k = count(retained, "retained", low=1, high=m)
+    r = k if rank is None else count(rank, "rank", low=1, high=m)
     values = towards(columns, "features")
     xp = namespace(values)
     if isinstance(columns, Moments):
-        vectors = xp.linalg.eigh(values)[1].T[-k:]
+        vectors = xp.linalg.eigh(values)[1].T[-r:]
     else:
-        vectors = xp.linalg.svd(values, full_matrices=False)[2][:k]
+        vectors = xp.linalg.svd(values, full_matrices=False)[2][:r]
     # Of exponential waiting times with rates ℓ_j, the shortest k are such a draw.
     waiting = beside(values, np.random.default_rng(seed).exponential(size=m))
     return eliminate(columns, k, priority=(vectors * vectors).sum(axis=0) / waiting, progress=progress)

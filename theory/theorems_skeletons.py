@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from itertools import combinations
 
 import numpy as np
@@ -14,6 +15,7 @@ from ellq.theory.id_bounds import (
     eckart_young_floor,
     frobenius_norm,
     leverage_factor,
+    leverage_sampling_bound,
     pivot_ratio_bounds,
     pivot_threshold,
     qrcp_factor,
@@ -557,5 +559,117 @@ LEVERAGE_COLUMNS = register(
         relative_error=_leverage_rounding,
         formula=_leverage_formula,
         draw=_draw_leverage,
+    )
+)
+
+
+def _draw_sampling(rng: np.random.Generator) -> Case:
+    width = int(rng.integers(1, _SUBSETS))
+    A = families.features(rng, width, samples=int(rng.integers(1, 8)))
+    if rng.random() < 0.4:  # orthogonal columns of falling size: where few draws find the best ones
+        A = np.diag(10.0 ** -rng.uniform(0, 3, width).cumsum())
+    rank = int(rng.integers(1, width + 1))
+    basis = np.linalg.svd(A)[2][:rank].T
+    return {"features": A, "basis": basis, "draws": int(10.0 ** rng.uniform(0, 4))}
+
+
+def _over_sets(basis: Array, draws: int, sign: float) -> Array:
+    """Return Σ_{I⊆J} (±1)^|J∖I| P(all c draws are in I), for every J as a number in binary.
+
+    With −1 that is the probability that c draws by leverage meet just the columns J.
+    """
+    leverages = (basis**2).sum(axis=1)
+    within = np.zeros(1)
+    for share in leverages / leverages.sum():
+        within = np.concatenate([within, within + share])
+    sums = within**draws
+    for j in range(len(leverages)):
+        pairs = sums.reshape(-1, 2, 2**j)
+        pairs[:, 1] += sign * pairs[:, 0]
+    return np.asarray(sums)
+
+
+def _squared_errors(features: Array) -> Array:
+    """Return ‖A − A_J T‖_F² for every J as a number in binary, rounded once."""
+    A, scale = _whole(features)
+    width = np.shape(features)[1]
+    G = [[sum(row[i] * row[j] for row in A) for j in range(width)] for i in range(width)]
+
+    def volume(J: list[int]) -> int:
+        return _determinant([[G[i][j] for j in J] for i in J])
+
+    errors = []
+    for number in range(2**width):
+        J: list[int] = []
+        for j in range(width):
+            if number >> j & 1 and volume([*J, j]):
+                J.append(j)
+        total = sum(volume([*J, j]) for j in range(width) if j not in J)
+        errors.append(float(Fraction(total, volume(J)) * Fraction(2) ** (2 * scale)))
+    return np.array(errors)
+
+
+def _sampling_observed(features: Array, basis: Array, draws: int) -> float:
+    return float(np.maximum(_over_sets(basis, draws, -1.0), 0.0) @ _squared_errors(features))
+
+
+def _sampling_bound(features: Array, basis: Array, draws: int) -> float:
+    A, e = unit_scaled(features)
+    rest = frobenius_norm(A - (A @ basis) @ basis.T)
+    rest += product_up(norm_error(sum(basis.shape) + 2, 1.0), frobenius_norm(A) * (1.0 + frobenius_norm(basis)) ** 2)
+    # Probabilities are by the basis as given, leverages those of the orthonormal one.
+    beta = 1 - 4 * _skew(basis)
+    bound = leverage_sampling_bound(rest, frobenius_norm(A), rank=basis.shape[1], draws=draws, beta=beta)
+    return float(np.ldexp(bound, 2 * e))
+
+
+def _sampling_rounding(features: Array, basis: Array, draws: int) -> float:
+    # Shares are off by a few units for each term of their sums, their powers c times as much.
+    bound, error = _sampling_bound(features, basis, draws), norm_error((draws + 8) * (sum(basis.shape) + 12), 1.0)
+    return float(error * (_over_sets(basis, draws, 1.0) @ _squared_errors(features)) / bound) if bound > 0 else 0.0
+
+
+def _sampling_formula() -> sympy.Basic:
+    c, lost = sympy.symbols("c epsilon", positive=True)
+    mean = NamedQuantity("E‖A − A_J·T‖_F²", r"\mathbb{E}\|A - A_J T\|_F^2")
+    floor, size = NamedQuantity("‖A − A_k‖_F", r"\|A - A_k\|_F"), NamedQuantity("‖A‖_F", r"\|A\|_F")
+    failure = k * (sympy.exp(-lost) / (1 - lost) ** (1 - lost)) ** (c / k)
+    return sympy.Le(mean, floor**2 * (1 + k / (c * (1 - lost) ** 2)) + failure * size**2)
+
+
+LEVERAGE_SAMPLING = register(
+    Statement(
+        id="leverage-sampling",
+        title="Mean squared error of columns drawn by their leverage",
+        reference="ours, after Drineas, Mahoney & Muthukrishnan 2008 (doi 10.1137/07070471X) and Tropp 2012",
+        status="ours",
+        assumptions=(
+            finite_features,
+            Assumption(
+                "enumerable",
+                f"there are at most {_SUBSETS} columns, not all 0, entries of 1e-100 to 1e100 or 0, 1 to 10^4 draws.",
+                lambda case: (
+                    np.ndim(case["features"]) == 2
+                    and np.shape(case["features"])[1] <= _SUBSETS
+                    and bool(np.any(case["features"]))
+                    and _is_moderate(case["features"])
+                    and 1 <= case["draws"] <= 10**4
+                ),
+            ),
+            Assumption(
+                "orthonormal",
+                "the basis is orthonormal up to rounding, of one vector at least, one row per column of the features.",
+                lambda case: (
+                    case["basis"].shape[0] == case["features"].shape[1]
+                    and case["basis"].shape[1] > 0
+                    and _skew(case["basis"]) < 1e-6
+                ),
+            ),
+        ),
+        observed=_sampling_observed,
+        bound=_sampling_bound,
+        relative_error=_sampling_rounding,
+        formula=_sampling_formula,
+        draw=_draw_sampling,
     )
 )

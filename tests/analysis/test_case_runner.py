@@ -106,7 +106,8 @@ class TestProcesses:
             run_cases(squares, CASES, tmp_path, jobs=jobs, task="t")
 
     @pytest.mark.slow
-    def test_end_when_the_run_is_interrupted_and_what_was_done_is_kept(self, tmp_path):
+    @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+    def test_end_when_the_run_is_interrupted_or_killed_and_what_was_done_is_kept(self, tmp_path, how):
         script = (
             "import sys; sys.path.insert(0, sys.argv[1])\n"
             "from test_case_runner import CASES, run_cases, slow\n"
@@ -128,13 +129,13 @@ class TestProcesses:
             deadline = time.monotonic() + 60
             while time.monotonic() < deadline and not (folder.is_dir() and len(list(folder.iterdir())) == 2):
                 time.sleep(0.1)
-            run.send_signal(signal.SIGINT)
+            run.send_signal(how)
             _, errors = run.communicate(timeout=20)
         finally:
             if run.poll() is None:
                 os.killpg(run.pid, signal.SIGKILL)
                 run.wait()
-        assert "KeyboardInterrupt" in errors
+        assert ("KeyboardInterrupt" in errors) == (how == signal.SIGINT)
         assert len([path for path in folder.iterdir() if path.suffix == ".json"]) == 2
         for _ in range(50):
             if not _session(run.pid):

@@ -208,3 +208,47 @@ class TestShown:
         assert frame["size"].tolist() == [28, 21]
         assert frame["retained"].sum() == 24
         np.testing.assert_allclose(frame["sparsity"], 1 - frame["retained"] / frame["size"])
+
+
+class TestPlot:
+    @pytest.mark.parametrize(("method", "rule"), CASES)
+    def test_shows_every_layer_and_what_it_retains(self, method, rule):
+        decided = make(method, rule)
+        axes = decided.plot().axes[0]
+        assert [label.get_text() for label in axes.get_yticklabels()] == [
+            name.removesuffix(".weight") for name in decided.table["layer"].unique()
+        ]
+        widths = [bar.get_width() for bar in axes.patches]
+        np.testing.assert_allclose(widths, 1 - decided.layers()["sparsity"])
+        assert f"rule {rule}" in axes.get_title(loc="left")
+
+    def test_of_a_plan_that_retains_nothing_is_drawn(self):
+        empty = make("lq").with_retained(make("lq").to_frame().assign(retained=0))
+        assert empty.plot().axes[0].get_xlim()[1] > 0
+
+
+class TestChosenEntries:
+    def chosen(self) -> Plan:
+        return plan(NET, gaussian(20, 4), rule="wanda", sparsity=0.5)
+
+    def test_counts_of_a_layer_chosen_one_by_one_are_fixed(self):
+        first = self.chosen()
+        table = first.to_frame()
+        assert first.with_retained(table).to_json() == first.to_json()
+        table.loc[0, "retained"] -= 1
+        with pytest.raises(ValueError, match=r"layer '0\.weight' were chosen one by one"):
+            first.with_retained(table)
+
+    def test_that_disagree_with_the_counts_are_damaged(self):
+        data = json.loads(self.chosen().to_json())
+        data["table"]["retained"][0] += 1
+        with pytest.raises(ValueError, match=r"damaged .*'0\.weight' keeps other entries"):
+            Plan.from_json(json.dumps(data))
+
+    def test_stay_and_others_go(self):
+        first = self.chosen()
+        pruned = apply(NET, first)
+        for name, kept in first.kept.items():
+            weight = NET.get_parameter(name).detach().numpy()
+            layer = pruned[int(name[0])]
+            np.testing.assert_array_equal(layer.weight.detach().numpy(), np.where(kept, weight, 0))

@@ -5,14 +5,17 @@ import io
 import re
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn.utils import prune as torch_prune
 from torch.utils.data import DataLoader, TensorDataset
 
 from ellq.pruning import apply, plan, prune
+from ellq.pruning.budget import BudgetError
 from ellq.pruning.masks import maskable_weights
 from pruned_nets import assert_unchanged, gaussian, mlp, same_bits, snapshot, try_plan
 
@@ -154,7 +157,7 @@ class TestArguments:
     @pytest.mark.parametrize("value", [0, 1, -0.1, 1.5, float("inf")])
     @pytest.mark.parametrize("name", ["sparsity", "tol", "q"])
     def test_outside_zero_to_one_are_refused(self, name, value):
-        others = {"sparsity": 0.5} if name == "q" else {}
+        others = {"sparsity": 0.5, "rule": "yang2022"} if name == "q" else {}
         with pytest.raises(ValueError, match=rf"{name}=.* outside \(0, 1\)"):
             plan(mlp(4, 5, 2), **others, **{name: value})
 
@@ -164,18 +167,61 @@ class TestArguments:
         with pytest.raises(TypeError, match=f"{name} must be one real number"):
             plan(mlp(4, 5, 2), **{name: value})
 
-    @pytest.mark.parametrize(("given", "word"), [({}, "neither"), ({"sparsity": 0.5, "tol": 0.1}, "both")])
-    def test_one_budget_is_needed_and_no_more(self, given, word):
-        with pytest.raises(ValueError, match=f"got {word}"):
-            plan(mlp(4, 5, 2), **given)
+    @pytest.mark.parametrize("value", ["5", 2.0, True])
+    @pytest.mark.parametrize("name", ["nonzeros", "bytes", "least"])
+    def test_counts_must_be_whole(self, name, value):
+        others = {"sparsity": 0.5} if name == "least" else {}
+        with pytest.raises(TypeError, match=f"{name} must be a whole number"):
+            plan(mlp(4, 5, 2), **others, **{name: value})
+
+    @pytest.mark.parametrize(
+        ("given", "words"),
+        [
+            ({}, "got none"),
+            ({"sparsity": 0.5, "tol": 0.1}, "got sparsity= and tol="),
+            ({"nonzeros": 5, "bytes": 99, "pattern": "2:4"}, "got nonzeros= and bytes= and pattern="),
+        ],
+    )
+    @pytest.mark.parametrize("method", ["lq", "id"])
+    def test_one_budget_is_needed_and_no_more(self, method, given, words):
+        with pytest.raises(ValueError, match=f"exactly one budget: .* {words}"):
+            plan(mlp(4, 5, 2), gaussian(9, 4), method=method, **given)
 
     def test_unknown_names_come_with_the_list(self):
         with pytest.raises(ValueError, match=r"method='l1' is unknown. Choose one of 'lq', 'id'"):
             plan(mlp(4, 5, 2), method="l1", sparsity=0.5)
-        with pytest.raises(ValueError, match=r"rule='chee2021' is unknown. Choose one of 'ellq', 'yang2022'"):
+        with pytest.raises(ValueError, match=r"rule='chee2021' is unknown. Choose one of 'ellq', 'exact', .*'wanda'"):
             plan(mlp(4, 5, 2), rule="chee2021", sparsity=0.5)
         with pytest.raises(ValueError, match=r"rule='yang2022' is unknown. Choose one of 'ellq', 'chee2021'"):
             plan(mlp(4, 5, 2), gaussian(9, 4), method="id", rule="yang2022", sparsity=0.5)
+        with pytest.raises(ValueError, match=r"storage='zip' is unknown"):
+            plan(mlp(4, 5, 2), bytes=100, storage="zip")
+
+    @pytest.mark.parametrize("budget", [{"sparsity": 0.5}, {"tol": 0.5}])
+    def test_settings_a_rule_does_not_have_are_refused_with_those_it_has(self, budget):
+        with pytest.raises(TypeError, match=r"q= is no argument of plan, nor a setting of rule='ellq', which takes no"):
+            plan(mlp(4, 5, 2), q=0.5, **budget)
+        with pytest.raises(TypeError, match=r"gamma= .* rule='yang2022', which takes q=, variant=, over=, c="):
+            plan(mlp(4, 5, 2), rule="yang2022", gamma=2, **budget)
+        with pytest.raises(TypeError, match=r"sparcity= is no argument"):
+            plan(mlp(4, 5, 2), sparcity=0.5, **budget)
+
+    @pytest.mark.parametrize("rule", ["uniform", "global", "lamp", "erk", "least_bound"])
+    def test_rules_without_a_tolerance_say_so(self, rule):
+        with pytest.raises(ValueError, match=f"rule='{rule}' knows no tolerance"):
+            plan(mlp(4, 5, 2), rule=rule, tol=0.5)
+
+    @pytest.mark.parametrize(
+        "arguments", [{"nonzeros": 3}, {"pattern": "2:4"}, {"sparsity": {"0": 0.5}}, {"bytes": 10}], ids=str
+    )
+    def test_budgets_of_masks_are_refused_for_hidden_units(self, arguments):
+        with pytest.raises(ValueError, match="is a budget of method='lq'"):
+            plan(mlp(4, 5, 2), gaussian(9, 4), method="id", **arguments)
+
+    @pytest.mark.parametrize("arguments", [{"least": 1}, {"include": "0"}, {"exclude": "0"}, {"q": 0.5}], ids=str)
+    def test_arguments_of_masks_are_refused_for_hidden_units(self, arguments):
+        with pytest.raises(TypeError, match="of method='lq' only"):
+            plan(mlp(4, 5, 2), gaussian(9, 4), method="id", sparsity=0.5, **arguments)
 
     def test_the_model_must_be_one(self):
         with pytest.raises(TypeError, match=r"model must be an nn.Module or a state dict, got list"):
@@ -221,9 +267,10 @@ class TestMasks:
         zeros = sum(int((w == 0).sum()) for w in dense)
         live = sum(int(w.any(1).sum()) for w in dense)
         if total - asked < live:
-            with pytest.raises(ValueError, match=r"Choose sparsity <= [\d.]+\.$") as refused:
+            with pytest.raises(BudgetError, match=r"unit \d+ of '\d\.weight'. Choose sparsity <= [\d.]+\.$") as refused:
                 prune(net, sparsity=sparsity)
             nearest = float(str(refused.value).rpartition(" ")[2].rstrip("."))
+            assert nearest == pytest.approx(refused.value.nearest)
             assert nearest < sparsity
             pruned = prune(net, sparsity=nearest)
             assert sum(int((w.tensor != 0).sum()) for w in maskable_weights(pruned)) == live
@@ -278,3 +325,84 @@ class TestMasks:
         pruned = prune(net, sparsity=0.5)
         assert not any(p.requires_grad for p in pruned.parameters())
         assert int((pruned[0].weight == 0).sum() + (pruned[2].weight == 0).sum()) == 15
+
+
+class TestBudgets:
+    @RELAXED
+    @given(nets(), st.integers(0, 60), st.integers(0, 3))
+    def test_a_count_is_retained_exactly_or_the_nearest_is_named(self, net, nonzeros, least):
+        weights = [weight.tensor for weight in maskable_weights(net)]
+        total = sum(w.numel() for w in weights)
+        held = sum(int((w != 0).sum(1).clamp(max=least).sum()) for w in weights)
+        if held <= nonzeros <= total:
+            decided = plan(net, nonzeros=nonzeros, least=least)
+            assert int(decided.table["retained"].sum()) == nonzeros
+            return
+        with pytest.raises(BudgetError, match="Choose nonzeros") as refused:
+            plan(net, nonzeros=nonzeros, least=least)
+        assert refused.value.nearest == (total if nonzeros > total else held)
+        assert (
+            plan(net, nonzeros=int(refused.value.nearest), least=least).table["retained"].sum() == refused.value.nearest
+        )
+
+    def test_by_layer_leaves_out_what_no_glob_matches(self):
+        net = mlp(8, 10, 6, 4)
+        decided = plan(net, sparsity={"2": 0.9, "*": 0.5})
+        assert decided.layers()["sparsity"].tolist() == [0.5, 0.9, 0.5]
+        some = plan(net, sparsity={"2.weight": 0.75})
+        assert some.table["layer"].unique().tolist() == ["2.weight"]
+        pruned = apply(net, some)
+        assert torch.equal(pruned[0].weight, net[0].weight)
+        assert "2.weight: 0.75" in repr(some)
+
+    def test_by_layer_names_the_layer_whose_minimum_stands_in_the_way(self):
+        net = mlp(8, 10, 6, 4)
+        with pytest.raises(
+            BudgetError, match=r"layer '2\.weight' leaves 6 weights .* unit 3 of '2\.weight'. Choose at most 0.8 "
+        ):
+            plan(net, sparsity={"2": 0.9}, least=2)
+        with pytest.raises(ValueError, match=r"sparsity of '2' is 1, outside \[0, 1\)"):
+            plan(net, sparsity={"2": 1})
+
+    def test_the_first_unit_without_room_is_named(self):
+        with pytest.raises(BudgetError, match=r"sparsity=0.9 leaves 4 weights for 9 units.* unit 4 of '0\.weight'"):
+            plan(mlp(4, 7, 2), sparsity=0.9)
+
+    def test_units_may_vanish_if_asked(self):
+        net = mlp(20, 30, 5)
+        with torch.no_grad():
+            net[0].weight[3].mul_(1e-6)
+        assert plan(net, sparsity=0.9, least=0).table["retained"][3] == 0
+        assert plan(net, sparsity=0.9).table["retained"][3] == 1
+        assert plan(net, sparsity=0.9, rule="global").table["retained"][3] == 0
+        assert plan(net, sparsity=0.9, rule="global", least=2).table["retained"].min() == 2
+
+    @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+    @pytest.mark.parametrize("sparsity", [0.1, 0.5, 0.9, 0.99])
+    def test_global_is_torchs_own_mask(self, dtype, sparsity):
+        net = mlp(30, 40, 20, 10).to(dtype)
+        decided = plan(net, rule="global", sparsity=sparsity)
+        ours, theirs = apply(net, decided), copy.deepcopy(net)
+        linear = [(layer, "weight") for layer in theirs if isinstance(layer, nn.Linear)]
+        removed = int((decided.table["size"] - decided.table["retained"]).sum())
+        torch_prune.global_unstructured(linear, pruning_method=torch_prune.L1Unstructured, amount=removed)
+        for (layer, _), own in zip(linear, (m for m in ours if isinstance(m, nn.Linear)), strict=True):
+            assert torch.equal(layer.weight, own.weight)
+
+    @pytest.mark.parametrize("scale", [1e-300, 1e300])
+    def test_huge_and_tiny_layers_are_planned_as_any_other(self, scale):
+        net = mlp(6, 9, 3).double()
+        scaled = copy.deepcopy(net)
+        with torch.no_grad():
+            scaled[0].weight.mul_(scale)
+        pd.testing.assert_frame_equal(plan(scaled, sparsity=0.6).table, plan(net, sparsity=0.6).table)
+
+    def test_reasons_say_what_is_zero_and_what_is_at_its_minimum(self):
+        net = mlp(20, 30, 5)
+        with torch.no_grad():
+            net[0].weight[3].mul_(1e-6)
+            net[0].weight[4] = 0
+        reasons = plan(net, sparsity=0.9).table["reason"]
+        assert reasons[3].endswith("at the minimum of 1")
+        assert reasons[4] == "zero unit"
+        assert len({id(reason) for reason in reasons}) <= 4

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from ellq.pruning import train_classifier
+from ellq.pruning.training import ClassifierTrainer
 from pruned_nets import gaussian, same_bits
 
 INPUTS = gaussian(96, 4)
@@ -63,3 +64,30 @@ def test_inputs_and_labels_must_pair(inputs, labels):
 def test_counts_below_one_are_refused(changes):
     with pytest.raises(ValueError, match="must be at least 1"):
         train(**changes)
+
+
+class TestATrainer:
+    def test_trains_a_model_that_exists_as_it_would_be_from_scratch(self):
+        torch.manual_seed(0)
+        net = make()
+        assert 0 < ClassifierTrainer(INPUTS, LABELS)(net, 3) < 1
+        assert same_bits(net, train(seed=0))
+        assert not net.training
+
+    def test_returns_the_mean_loss_of_its_last_epoch(self):
+        torch.manual_seed(0)
+        net = nn.Linear(4, 2)
+        trainer = ClassifierTrainer(INPUTS, LABELS, batch_size=40, learning_rate=0.0)  # batches of 40, 40 and 16
+        expected = nn.functional.cross_entropy(net(INPUTS), LABELS).item()
+        assert trainer(net, 2) == pytest.approx(expected, rel=1e-5)
+
+    def test_is_known_by_its_settings_and_data(self):
+        first = ClassifierTrainer(INPUTS, LABELS)
+        assert first.identity() == ClassifierTrainer(INPUTS.clone(), LABELS.numpy()).identity()
+        others = [
+            ClassifierTrainer(INPUTS, LABELS, batch_size=3),
+            ClassifierTrainer(INPUTS, LABELS, weight_decay=0.0),
+            ClassifierTrainer(INPUTS.double(), LABELS),
+            ClassifierTrainer(INPUTS, 1 - LABELS),
+        ]
+        assert all(other.identity() != first.identity() for other in others)

@@ -16,7 +16,7 @@ ROOM = {
 }
 # Bounds that have no such oracle.
 ONE_SIDED = {"multilayer-box", "retained-necessary"}
-ONE_SIDED |= {"eckart-young", "qrcp", "strong-rrqr", "volume-sampling", "leverage-columns"}
+ONE_SIDED |= {"eckart-young", "qrcp", "strong-rrqr", "volume-sampling", "leverage-columns", "leverage-sampling"}
 LOSSY = ("linear-unit-gram", "linear-unit-uncorrelated")
 
 

@@ -13,10 +13,12 @@ from scipy.linalg import qr
 import oracles_skeletons
 from balls import precisely
 from ellq.theory import Gram, families, interpolate, pivoted_qr, skeleton_output_bound, skeleton_residual
+from ellq.theory.columns import Triangle
 from ellq.theory.id_bounds import (
     eckart_young_floor,
     frobenius_norm,
     leverage_factor,
+    leverage_sampling_bound,
     pivot_ratio_bounds,
     pivot_threshold,
     qrcp_factor,
@@ -27,6 +29,7 @@ from ellq.theory.id_bounds import (
     volume_sampling_bound,
     volume_sampling_error,
 )
+from ellq.theory.selection import leverage
 from oracles_skeletons import matrix
 from strategies import features, vectors
 
@@ -396,6 +399,33 @@ def test_leverage_factor():
         leverage_factor(1)
 
 
+def test_draws_by_leverage_cost_less_the_more_there_are_and_never_more_than_all_of_the_matrix():
+    bounds = [leverage_sampling_bound(1.0, 10.0, rank=3, draws=c) for c in (1, 10, 30, 100, 1000, 10**6)]
+    assert bounds[0] == pytest.approx(100, rel=1e-12)
+    assert bounds == sorted(bounds, reverse=True)
+    assert bounds[2] < 50
+    assert 1 <= bounds[-1] <= 1 + 1e-5
+    # By hand, with the ε of 0.5 that is best here.
+    failure = 3 * np.sqrt(2 / np.e) ** (100 / 3)
+    assert bounds[3] <= (1 + 4 * 3 / 100 + failure * 100) * (1 + 1e-9)
+    assert leverage_sampling_bound(1.0, 10.0, rank=3, draws=200, beta=0.5) == pytest.approx(bounds[3], rel=1e-9)
+    assert leverage_sampling_bound(0.0, 0.0, rank=1, draws=1) == 0
+    scaled = leverage_sampling_bound(1e-100, 1e-99, rank=3, draws=100)
+    assert scaled == pytest.approx(1e-200 * bounds[3], rel=1e-9)
+
+
+def test_draws_by_leverage_are_within_their_bound_by_the_rule_itself():
+    rng = np.random.default_rng(0)
+    A = rng.normal(size=(60, 30)) @ np.diag(0.5 ** np.arange(30.0)) @ np.linalg.qr(rng.normal(size=(30, 30)))[0]
+    values, squares = np.linalg.svd(A)[1], []
+    for seed in range(40):
+        squares.append(leverage(Triangle(A), 20, rank=2, seed=seed).feature_errors[-1])
+    floor = np.linalg.norm(values[2:])
+    assert np.mean(squares) <= leverage_sampling_bound(floor, np.linalg.norm(A), rank=2, draws=20)
+    with pytest.raises(ValueError, match="rank=31"):
+        leverage(Triangle(A), 20, rank=31)
+
+
 # --- the ratio of pivots --------------------------------------------------------------------------------------------
 
 
@@ -476,6 +506,10 @@ def test_norms_of_nothing_are_zero():
         (lambda: volume_sampling_error([-1.0], 0), "holds -1"),
         (lambda: volume_sampling_bound([1.0], -1), "retained=-1"),
         (lambda: leverage_factor(-0.1), "missing=-0.1"),
+        (lambda: leverage_sampling_bound(-1.0, 1.0, rank=1, draws=1), "floor=-1"),
+        (lambda: leverage_sampling_bound(1.0, 1.0, rank=0, draws=1), "rank=0"),
+        (lambda: leverage_sampling_bound(1.0, 1.0, rank=1, draws=0), "draws=0"),
+        (lambda: leverage_sampling_bound(1.0, 1.0, rank=1, draws=1, beta=1.5), "beta=1.5"),
         (lambda: pivot_ratio_bounds(1.1, 0, 2), "ratio=1.1"),
         (lambda: pivot_ratio_bounds(0.5, 3, 2), "retained=3"),
         (lambda: pivot_ratio_bounds(0.5, 1, 2, threshold=0.5), "threshold=0.5"),

@@ -3,14 +3,17 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mpmath import mp
 from threadpoolctl import threadpool_limits
 
 import oracles
 from ellq.theory.accumulators import Gram, Tsqr
+from ellq.theory.families import kahan
 from ellq.theory.interpolative import RULES, interpolate, interpolative, refit
 from ellq.theory.selection import output_aware, pivoted_qr, random_columns
 from ellq.theory.swaps import strong_rrqr
@@ -428,6 +431,78 @@ def test_a_triangle_meets_tolerances_that_moments_refuse():
     assert found.errors[-1] == pytest.approx(np.linalg.norm(left), rel=0.01)
     with pytest.raises(ValueError, match=r"tol=1e-16 is below [^.]*\.$"):
         interpolative(A, tol=1e-16, accumulate="tsqr")
+
+
+def near_dependent(name):
+    if name == "kahan":  # pivoted QR takes its columns in order
+        return kahan(60, 0.3) * (1 - 1e-10) ** np.arange(60)
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(90, 12))
+    return {
+        "powers": np.linspace(0, 1, 60)[:, None] ** np.arange(1, 25),
+        "twins": np.hstack([X, X + 1e-9 * rng.normal(size=X.shape)]),
+        "scales": X * 10.0 ** np.linspace(-60, 60, 12),
+        "outliers": X * 10.0 ** rng.uniform(-50, 50, 90)[:, None],
+        "far": X + 1e9,
+    }[name]
+
+
+@accumulations
+@pytest.mark.parametrize("select", ["pivoted-qr", "residual-trace", "strong-rrqr", "leverage"])
+@pytest.mark.parametrize("name", ["kahan", "powers", "twins", "scales", "outliers", "far"])
+def test_no_error_is_above_its_bound_whatever_rounding_does(accumulate, select, name):
+    A = near_dependent(name)
+    for k in (A.shape[1] // 2, A.shape[1] - 1):
+        found = interpolative(A, k=k, select=select, accumulate=accumulate)
+        with mp.workdps(40):
+            assert exact_error(A, found.indices, found.interpolation) <= found.error_bound
+
+
+def exact_error(A, S, T):
+    """Return ‖A − A_S T‖_F of float64 values, exactly but for the end."""
+    whole = np.vectorize(mp.mpf, otypes=[object])
+    left = whole(A) - whole(A[:, S]) @ whole(T)
+    return mp.sqrt((left * left).sum())
+
+
+def test_moments_of_kahans_matrix_hide_an_error_that_the_bound_and_a_warning_show():
+    A = kahan(60, 0.6) * (1 - 1e-10) ** np.arange(60)
+    size = np.linalg.norm(A)
+    found = interpolative(A, k=59, select="residual-trace")
+    left = np.linalg.norm(A - A[:, found.indices] @ found.interpolation)
+    assert found.errors[-1] < 1e-6 * size < 1e-4 * size < left <= found.error_bound
+    assert "but for rounding, which may hide" in str(found)
+    with pytest.warns(UserWarning, match=r"Rounding may hide .* more than tol=1e-06.*accumulate='tsqr'"):
+        interpolative(A, tol=1e-6, select="residual-trace")
+    exact = interpolative(A, k=59, select="residual-trace", accumulate="tsqr")
+    left = np.linalg.norm(A - A[:, exact.indices] @ exact.interpolation)
+    assert left <= exact.error_bound < 1e-4 * size
+    assert "rounding" not in str(interpolative(net_features(), k=9))
+
+
+@accumulations
+def test_the_bound_of_the_error_is_near_it_where_rounding_is_small(accumulate):
+    found = interpolative(net_features(), k=9, intercept=True, accumulate=accumulate)
+    assert found.errors[-1] <= found.error_bound <= (1 + 1e-9) * found.errors[-1]
+    assert interpolative(np.zeros((5, 3)), k=2, accumulate=accumulate).error_bound == 0
+
+
+@pytest.mark.parametrize(("accumulate", "scales"), [("gram", (1e-150, 1e150)), ("tsqr", (1e-290, 1e200, 1e290))])
+def test_errors_scale_with_the_matrix_as_far_as_the_accumulator_reaches(accumulate, scales):
+    A = np.random.default_rng(0).normal(size=(50, 6))
+    A[:, 3] = A[:, 1]
+    unit = interpolative(A, k=4, accumulate=accumulate)
+    for scale in scales:
+        found = interpolative(A * scale, k=4, accumulate=accumulate)
+        np.testing.assert_array_equal(found.indices, unit.indices)
+        np.testing.assert_allclose(found.interpolation, unit.interpolation, atol=1e-9)
+        for name in ("errors", "floors", "spectral_floors", "spectral_error", "error_bound"):
+            np.testing.assert_allclose(getattr(found, name) / scale, getattr(unit, name), rtol=1e-7, err_msg=name)
+
+
+def test_a_table_of_pandas_is_a_matrix():
+    A = net_features()
+    np.testing.assert_array_equal(interpolative(pd.DataFrame(A), k=5).indices, interpolative(A, k=5).indices)
 
 
 def test_prints_as_a_table():

@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import ellq
+from ellq.pruning import apply, chain_bounds
+from ellq.pruning.least_bound import unit_gains
+from ellq.theory import lq_quasinorm, stechkin_constant
+from pruned_nets import gaussian, mlp
+
+
+def total_bound(net, inputs, counts, q):
+    """Σ A_i·k_i^(1 − 1/q), from the definitions."""
+    gains, reach = unit_gains(net, inputs)
+    total = 0.0
+    for name, kept in counts.items():
+        W = net.get_parameter(name).detach().double().flatten(1).numpy()
+        for w, g, k in zip(W, gains[name], kept, strict=True):
+            if w.any():
+                total += g * reach[name] * stechkin_constant(q, 1.0) * float(lq_quasinorm(w, q)) * k ** (1 - 1 / q)
+    return total
+
+
+def split(decided):
+    return {str(name): rows["retained"].tolist() for name, rows in decided.table.groupby("layer", sort=False)}
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 99), st.sampled_from([0.3, 0.5, 0.8]), st.integers(5, 16))
+def test_no_other_counts_have_a_smaller_bound(seed, q, retained):
+    net, inputs = mlp(4, 3, 2, seed=seed), gaussian(20, 4, seed=seed)
+    retained = min(max(retained, 5), 18)
+    found = split(ellq.plan(net, inputs, rule="least_bound", nonzeros=retained, q=q))
+    least = math.inf
+    for choice in itertools.product(*[range(1, 5)] * 3, *[range(1, 4)] * 2):
+        if sum(choice) == retained:
+            least = min(least, total_bound(net, inputs, {"0.weight": choice[:3], "2.weight": choice[3:]}, q))
+    assert sum(map(sum, found.values())) == retained
+    assert total_bound(net, inputs, found, q) <= least * (1 + 1e-12)
+
+
+@pytest.mark.parametrize("conv", [False, True])
+@pytest.mark.parametrize("sparsity", [0.3, 0.8])
+def test_the_bound_holds_for_the_sum_of_the_outputs_errors(conv, sparsity):
+    torch.manual_seed(0)
+    if conv:
+        layers = [nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(16, 3)]
+        net, inputs = nn.Sequential(*layers), gaussian(30, 2, 4, 4)
+    else:
+        net, inputs = (
+            nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 5), nn.LeakyReLU(), nn.Linear(5, 3)),
+            gaussian(30, 6),
+        )
+    decided = ellq.plan(net, inputs, rule="least_bound", sparsity=sparsity)
+    pruned = ellq.prune(net, inputs, rule="least_bound", sparsity=sparsity)
+    with torch.no_grad():
+        observed = float((net(inputs) - pruned(inputs)).double().square().mean(0).sqrt().sum())
+    assert observed <= total_bound(net, inputs, split(decided), 0.5)
+    assert chain_bounds(net, apply(net, decided), inputs, decided)["observed"].iloc[-1] <= observed
+
+
+def test_gains_are_the_paths_to_the_outputs():
+    net = nn.Sequential(nn.Linear(4, 3), nn.Sigmoid(), nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 2))
+    W2, W3 = (net[i].weight.detach().double().abs().numpy() for i in (2, 4))
+    gains, reach = unit_gains(net, gaussian(10, 4))
+    np.testing.assert_allclose(gains["4.weight"], [1, 1])
+    np.testing.assert_allclose(gains["2.weight"], W3.sum(0))
+    np.testing.assert_allclose(gains["0.weight"], W3.sum(0) @ W2 / 4)
+    assert reach["0.weight"] == pytest.approx(float(gaussian(10, 4).double().square().mean(0).sqrt().max()))
+
+
+def test_zero_units_get_nothing_and_zeros_come_last():
+    net = copy.deepcopy(mlp(4, 3, 2))
+    with torch.no_grad():
+        net[0].weight[1] = 0
+        net[0].weight[2, 1:] = 0
+    few = split(ellq.plan(net, gaussian(9, 4), rule="least_bound", nonzeros=11, least=3))
+    assert few["0.weight"][1:] == [0, 1]
+    assert min(few["0.weight"][0], *few["2.weight"]) >= 3
+    all_but_one = split(ellq.plan(net, gaussian(9, 4), rule="least_bound", nonzeros=17))
+    assert all_but_one == {"0.weight": [4, 4, 3], "2.weight": [3, 3]}
+
+
+def test_models_it_cannot_follow_are_refused():
+    net = mlp(4, 3, 2)
+    with pytest.raises(ValueError, match="needs inputs"):
+        ellq.plan(net, rule="least_bound", sparsity=0.5)
+    with pytest.raises(TypeError, match=r"Pass an nn\.Sequential"):
+        ellq.plan(nn.Linear(4, 3), gaussian(9, 4), rule="least_bound", sparsity=0.5)
+    with pytest.raises(ValueError, match="Softmax"):
+        ellq.plan(nn.Sequential(nn.Linear(4, 3), nn.Softmax(1)), gaussian(9, 4), rule="least_bound", sparsity=0.5)
+    with pytest.raises(ValueError, match="each of which keeps at least"):
+        ellq.plan(net, gaussian(9, 4), rule="least_bound", nonzeros=4)
+    with pytest.raises(ValueError, match="each of which keeps at least one"):
+        ellq.plan(net, gaussian(9, 4), rule="least_bound", nonzeros=4, least=0)

@@ -3,6 +3,7 @@
 from ellq.analysis import datasets as datasets
 from ellq.analysis.calibration import Calibration as Calibration
 from ellq.analysis.calibration import as_batches as as_batches
+from ellq.analysis.calibration import as_input as as_input
 from ellq.analysis.calibration import inputs_of as inputs_of
 from ellq.analysis.checkpoints import read_checkpoint as read_checkpoint
 from ellq.analysis.compare import Comparison as Comparison

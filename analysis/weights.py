@@ -172,7 +172,7 @@ def _of_module(model: nn.Module) -> Iterator[_Candidate]:
 
 def _computed(module: nn.Module, name: str) -> Hashable:
     """Return what is equal for weights computed from the same tensors by the same parametrisations."""
-    inner: Any = module.parametrizations[name]  # type: ignore[index,union-attr]
+    inner: Any = module.parametrizations[name]  # type: ignore[index]
     return tuple(map(id, (*inner, *inner.parameters(recurse=False), *inner.buffers(recurse=False))))
 
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ellq.analysis import trajectory as trajectory
     from ellq.pruning import Plan as Plan
     from ellq.pruning import apply as apply
+    from ellq.pruning import compact as compact
     from ellq.pruning import finalize as finalize
     from ellq.pruning import gradual as gradual
     from ellq.pruning import load as load
@@ -35,6 +36,7 @@ _HOME = {
     "Plan": "ellq.pruning",
     "apply": "ellq.pruning",
     "finalize": "ellq.pruning",
+    "compact": "ellq.pruning",
     "gradual": "ellq.pruning",
     "prune": "ellq.pruning",
     "save": "ellq.pruning",
@@ -49,6 +51,7 @@ __all__ = [  # noqa: RUF022 -- in the order a user meets them
     "plan",
     "apply",
     "finalize",
+    "compact",
     "prune",
     "gradual",
     "save",

@@ -6,6 +6,8 @@ from ellq.pruning.artefact import load as load
 from ellq.pruning.artefact import save as save
 from ellq.pruning.artefact import write_into as write_into
 from ellq.pruning.chain_bounds import chain_bounds as chain_bounds
+from ellq.pruning.compact import compact as compact
+from ellq.pruning.compact import removable_units as removable_units
 from ellq.pruning.coupling import HiddenLayer as HiddenLayer
 from ellq.pruning.coupling import hidden_layers as hidden_layers
 from ellq.pruning.gradual import Gradual as Gradual

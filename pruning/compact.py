@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from ellq.analysis.nets import ZeroPadShortcut
-from ellq.pruning.features import Feature, Indices, Mask, Network, Reader, by_units, follow, swapped, taps
+from ellq.pruning.feature_graph import Feature, Indices, Mask, Network, Reader
+from ellq.pruning.features import by_units, follow, swapped, taps
 from ellq.pruning.mask_parametrization import is_masked
 from ellq.pruning.masks import refuse_computed, refuse_quantised
 from ellq.pruning.traced import calls, copy_of, symbolic, trace
@@ -36,7 +37,8 @@ def compact(model: M, example: Tensor | tuple[Tensor, ...], *, inplace: bool = F
     concatenation and flattening, and folded into the bias of what reads it, or into the running mean of the batch norm
     behind it where there is no bias (in training mode that batch norm subtracts the mean of the batch, constant
     included, so neither is felt). A unit is unread when all weights on every way from it to the outputs are zero.
-    Units that must have the same index (residual streams, depthwise filters) go together or stay together.
+    Units that must have the same index (residual streams, depthwise filters, a group of a grouped convolution with all
+    that it reads) go together or stay together.
 
     A non-zero constant in front of a zero-padded convolution adds less at the borders than inside, which no bias can
     do; of several such constants one channel stays and stands for all. Every layer keeps at least one unit. What is
@@ -53,15 +55,16 @@ def compact(model: M, example: Tensor | tuple[Tensor, ...], *, inplace: bool = F
 
     Returns:
         A plain module of the same class, with the same dtypes, device, hooks, modes and widths of inputs and outputs.
-        In float64 its outputs on the example, and on Gaussian inputs of its shape, are within 1e-6 of the model's,
-        relative to the largest; so they are with the new weights rounded to the model's own type, or within 16 of its
-        roundings where those are coarser.
+        In float64 its outputs on the example, and on Gaussian inputs of its shape where the model has finite outputs
+        there, are within 1e-6 of the model's, relative to the largest; so they are with the new weights rounded to the
+        model's own type, or within 16 of its roundings where those are coarser.
 
     Raises:
         TypeError: not a module, or an example that is not of tensors.
         ValueError: a model that cannot be traced (the line is quoted) or run; masked, parametrised, quantised or
             lazy layers; weights or outputs that are not finite; a ``forward`` that computes with the width of a layer;
             or constants that the model's type is too coarse to hold.
+        RuntimeError: the outputs would differ, which is a defect of ellq; the first layer that does is named.
 
     Reference: ours.
     """

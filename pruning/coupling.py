@@ -131,7 +131,7 @@ def _found(model: nn.Module) -> list[HiddenLayer]:
         step = node
         while len(step.users) == 1:
             step = next(iter(step.users))
-            if not _is_elementwise(step, modules):
+            if not is_elementwise(step, modules):
                 break
         consumer = _plain_linear(step, modules)
         if step is node or consumer is None:
@@ -151,7 +151,7 @@ def _plain_linear(node: fx.Node, modules: dict[str, nn.Module]) -> nn.Linear | N
     return module if type(module) is nn.Linear else None
 
 
-def _is_elementwise(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
+def is_elementwise(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
     if node.op == "call_module":
         module = modules[str(node.target)]
         if isinstance(module, nn.PReLU):

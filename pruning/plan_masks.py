@@ -40,6 +40,8 @@ def plan_masks(
 ) -> Plan:
     """Decide what every unit keeps by a rule of ``LQ_RULES``; see ``ellq.plan`` for the arguments and errors."""
     _check_settings(rule, budget, settings)
+    if budget.kind == "pattern" and least is not None:
+        raise ValueError(f"least={least} has no place beside pattern=, which says what every unit keeps. Leave it out.")
     weights = covered(model, maskable_weights(model), include=include, exclude=exclude)
     sparsities: dict[int, float] = {}
     if isinstance(budget.value, Mapping):
@@ -200,7 +202,7 @@ def _by_bytes(maker: _Maker, limit: int, storage: str) -> tuple[Allocation, Kept
     if size(found[0].counts) <= limit:
         return found
     # Weights of several types: what a count takes depends on whose they are, and rises with it.
-    best = maker.by_count(low)
+    best = None
     while high - low > 1:
         middle = (low + high) // 2
         found = maker.by_count(middle)
@@ -208,7 +210,7 @@ def _by_bytes(maker: _Maker, limit: int, storage: str) -> tuple[Allocation, Kept
             low, best = middle, found
         else:
             high = middle
-    return best
+    return best or maker.by_count(low)
 
 
 def _table(layers: Layers, decided: Allocation, least: int) -> Any:

@@ -77,26 +77,28 @@ def _traced(
         if node.op == "output":
             return
         if node.op == "call_module" and node.target in layers and calls[node.target] == 1:
-            yield from _arrive(nodes, node, dense, before, after)
+            yield from _arrive(nodes, node, calls, dense, before, after)
         for run in {id(before): before, id(after): after}.values():
             run.compute(node)
 
 
-def _arrive(nodes: list[fx.Node], node: fx.Node, dense: nn.Module, before: _Run, after: _Run) -> Iterator[Arrival]:
+def _arrive(
+    nodes: list[fx.Node], node: fx.Node, calls: Counter[Any], dense: nn.Module, before: _Run, after: _Run
+) -> Iterator[Arrival]:
     source = node.args[0] if node.args else next(iter(node.kwargs.values()))
     if not isinstance(source, fx.Node):
         return
     inputs = after.compute(source)
     targets = before.compute(node)
     norm = _only_user(node)
-    found = norm is not None and norm.op == "call_module" and isinstance(dense.get_submodule(str(norm.target)), _NORMS)
-    if not found:
+    module: Any = None
+    if norm is not None and norm.op == "call_module" and calls[norm.target] == 1:
+        module = dense.get_submodule(str(norm.target))
+    if norm is None or not isinstance(module, _NORMS) or module.running_mean is None or module.running_var is None:
         yield Arrival(str(node.target), inputs, targets, None)
         return
-    assert norm is not None
-    module: Any = dense.get_submodule(str(norm.target))
     other = _joined(nodes, node, norm, dense) if before is not after else None
-    if other is not None and module.running_var is not None:
+    if other is not None:
         scale = (module.running_var + module.eps).rsqrt() * (1.0 if module.weight is None else module.weight)
         scale = scale.reshape(-1, *[1] * (targets[0].ndim - 2))
         lost = [a - b for a, b in zip(before.compute(other), after.compute(other), strict=True)]

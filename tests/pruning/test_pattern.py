@@ -32,6 +32,11 @@ def test_what_is_no_pattern_is_refused(pattern):
         pattern_numbers(pattern)
 
 
+def test_a_minimum_beside_it_is_refused():
+    with pytest.raises(ValueError, match="least=1 has no place beside pattern="):
+        ellq.plan(nn.Linear(8, 3), pattern="2:4", least=1)
+
+
 def test_a_plan_of_two_of_four_is_what_semi_structured_tensors_hold():
     net = nn.Sequential(nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, 64))
     pruned = ellq.prune(net, pattern="2:4")

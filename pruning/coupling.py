@@ -152,6 +152,7 @@ def _plain_linear(node: fx.Node, modules: dict[str, nn.Module]) -> nn.Linear | N
 
 
 def is_elementwise(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
+    """Whether a call maps each entry by itself, the same way at every place."""
     if node.op == "call_module":
         module = modules[str(node.target)]
         if isinstance(module, nn.PReLU):

@@ -13,6 +13,7 @@ from torch.nn.utils import parametrize
 from ellq.analysis import from_unit_rows, to_unit_rows, transposed_groups, weight_matrices
 from ellq.pruning.largest import keep_largest as keep_largest
 from ellq.pruning.largest import survey
+from ellq.pruning.mask_parametrization import is_masked
 from ellq.pruning.plan import Plan
 from ellq.theory import Array, refuse_nonfinite
 
@@ -118,6 +119,8 @@ def refuse_quantised(model: nn.Module) -> None:
 def refuse_computed(module: nn.Module, path: str, own: Mapping[str, Tensor]) -> None:
     """Refuse a layer whose weight is computed from other tensors, with the call that bakes it in."""
     problem, remedy = "", ""
+    if is_masked(module):
+        raise ValueError(f"Layer {path!r} carries a mask already. Call ellq.finalize first.")
     if parametrize.is_parametrized(module):
         problem, remedy = "is parametrised", "parametrize.remove_parametrizations"
     for name in own:

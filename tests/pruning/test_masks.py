@@ -6,34 +6,14 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
 from torch import nn
 from torch.nn.utils import parametrizations
 from torch.nn.utils import prune as torch_prune
 
-from ellq.pruning import prune
-from ellq.pruning.masks import keep_largest, maskable_weights
+from ellq.pruning import apply, plan, prune
+from ellq.pruning.apply import finalize
+from ellq.pruning.masks import maskable_weights
 from pruned_nets import gaussian, mlp
-
-
-class TestKeepLargest:
-    @settings(max_examples=60, deadline=None)
-    @given(st.data())
-    def test_keeps_exactly_the_largest(self, data):
-        shape = data.draw(st.tuples(st.integers(1, 4), st.integers(1, 6)))
-        units = data.draw(hnp.arrays(np.float64, shape, elements=st.sampled_from([0.0, 1.0, -1.0, 2.0, -3.0, 5e-324])))
-        retained = data.draw(hnp.arrays(np.int64, shape[0], elements=st.integers(0, shape[1])))
-        kept = keep_largest(units, retained).numpy()
-        np.testing.assert_array_equal(kept.sum(axis=1), retained)
-        for w, mask in zip(np.abs(units), kept, strict=True):
-            if mask.any() and not mask.all():
-                assert w[mask].min() >= w[~mask].max()
-
-    def test_keeps_the_first_of_equal_weights(self):
-        kept = keep_largest(np.resize([1.0, -1.0], (2, 500)), np.array([2, 300])).numpy()
-        np.testing.assert_array_equal(kept, np.arange(500) < np.array([[2], [300]]))
 
 
 class Attention(nn.Module):
@@ -142,6 +122,13 @@ class TestRefuses:
         change(net[2])
         with pytest.raises(ValueError, match=advice):
             prune(net, sparsity=0.5)
+
+    def test_layers_with_a_mask_of_ours_with_the_remedy(self):
+        net = mlp(4, 5, 2)
+        masked = apply(net, plan(net, sparsity=0.5))
+        with pytest.raises(ValueError, match=r"'0' carries a mask already. Call ellq\.finalize"):
+            plan(masked, sparsity=0.7)
+        assert plan(finalize(masked), sparsity=0.7).sparsity >= 0.7
 
     def test_weight_norm_by_hook_with_the_remedy(self):
         net = mlp(4, 5, 2)

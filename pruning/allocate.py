@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ellq.pruning.authors import diao2023, diao2023_budget, yang2022, yang2022_budget
-from ellq.pruning.largest import Layer, Scale, Survey, count_largest, magnitudes
+from ellq.pruning.largest import Layer, Survey, count_largest, magnitudes
 from ellq.pruning.layers import Allocation, Layers, same_reason
 from ellq.pruning.least_bound import least_bound
 from ellq.theory import Array
@@ -48,23 +48,22 @@ def retained_of(total: int, sparsity: float) -> int:
 
 
 def ellq(layers: Layers, retained: int) -> Allocation:
-    """Make the layers' relative squared errors, added up, as small as a budget allows.
+    """Keep as large a share of the signal as a budget allows, through all layers after each other.
 
-        minimise Σ_l Σ_{i in l} σ_{k_i}(w_i)_2² / ‖W_l‖_F²   subject to Σ k_i = retained, k_i ≥ minimum
+        maximise Π_l ‖W_l restricted to what stays‖_F² / ‖W_l‖_F²   subject to Σ k_i = retained, k_i ≥ minimum
 
-    ‖ΔW_l‖_F/‖W_l‖_F is the relative error of a layer's outputs when its inputs are uncorrelated and of one size. The
-    errors are convex in each k_i, so taking the largest w²/‖W_l‖_F² first is optimal. Ties go to the earlier layer,
-    unit and weight. Ignores the scale of every layer.
+    A factor is the share of a layer's output energy that stays when its inputs are uncorrelated and of one size. In
+    logarithms the objective is a sum; the loss of each layer rises faster the more is gone, so taking the weight whose
+    removal costs least is optimal. That weight is the one of least ``lamp`` score: the counts are those of LAMP, with
+    a minimum for each unit, here derived from what they maximise. Ignores the scale of every layer.
 
     Args:
         layers: what is decided on.
         retained: the total to keep.
 
-    Reference: ours.
+    Reference: Lee et al. 2021 (arXiv 2010.07611) for the scores; the objective and its minima are ours.
     """
-    scales = [Scale(found.exponent, found.norm or 1.0) for found in layers.surveys]
-    counts = count_largest(layers.weights, retained, scales=scales, minima=layers.minima)
-    return same_reason(counts, f"least total relative error with {retained:,} retained")
+    return _by_lamp_scores(layers, retained, "largest product of the layers' energies")
 
 
 def exact(layers: Layers, retained: int) -> Allocation:
@@ -126,10 +125,14 @@ def lamp(layers: Layers, retained: int) -> Allocation:
 
     Reference: Lee et al. 2021 (arXiv 2010.07611).
     """
+    return _by_lamp_scores(layers, retained, "largest layer-adaptive magnitude scores")
+
+
+def _by_lamp_scores(layers: Layers, retained: int, reason: str) -> Allocation:
     scores = [_lamp_scores(layer, found) for layer, found in zip(layers.weights, layers.surveys, strict=True)]
     minima = [np.array([minimum.sum()]) for minimum in layers.minima]
     shares = count_largest([score[None] for score in scores], retained, scales=None, minima=minima)
-    return _by_layer(layers, [int(share[0]) for share in shares], "largest layer-adaptive magnitude scores")
+    return _by_layer(layers, [int(share[0]) for share in shares], reason)
 
 
 def _lamp_scores(layer: Layer, found: Survey) -> Array:

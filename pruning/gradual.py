@@ -368,7 +368,11 @@ def _decider(plan_with: Mapping[str, Any] | Decide | None) -> Decide:
         raise TypeError(f"plan_with must be keyword arguments or a function, got {type(plan_with).__name__}.")
 
     def decide(model: nn.Module, sparsity: float) -> Plan:
-        found = plan_with(model, sparsity) if callable(plan_with) else plan(model, sparsity=sparsity, **options)
+        found = (
+            plan_with(model, sparsity)
+            if callable(plan_with)
+            else plan(model, sparsity=sparsity, **({"refit": "none"} | dict(options)))
+        )
         if not isinstance(found, Plan):
             raise TypeError(f"plan_with returned a {type(found).__name__}, where a Plan is expected")
         if found.method != "lq":

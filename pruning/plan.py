@@ -65,6 +65,8 @@ class Plan:
             the shape of the weight.
         values: for ``"lq"``, what parameters and buffers become where refitting changed them: by name in the model's
             state dict, in the tensor's shape; a weight that is planned is 0 where it does not stay.
+        measured: for ``"lq"`` refitted on calibration inputs, one row per refitted layer: layer, samples, error_before
+            and error_after (see ``refit_masks``); else None.
     """
 
     method: str
@@ -75,6 +77,7 @@ class Plan:
     guarantee: Guarantee | None = None
     kept: Mapping[str, npt.NDArray[np.bool_]] = field(default_factory=dict)
     values: Mapping[str, npt.NDArray[np.floating[Any]]] = field(default_factory=dict)
+    measured: pd.DataFrame | None = None
 
     @property
     def sparsity(self) -> float:
@@ -148,6 +151,7 @@ class Plan:
                 "guarantee": None if self.guarantee is None else self.guarantee.to_dict(),
                 "kept": {name: _encode_mask(mask) for name, mask in self.kept.items()},
                 "values": {name: _encode(value) for name, value in self.values.items()},
+                "measured": None if self.measured is None else self.measured.to_dict(orient="list"),
             },
             ensure_ascii=False,
             allow_nan=False,
@@ -189,8 +193,17 @@ class Plan:
                 if name not in retained or int(mask.sum()) != int(retained[name]):
                     raise ValueError(f"layer {name!r} keeps other entries than its counts say")
             values = {name: _decode(value) for name, value in data.get("values", {}).items()}
+            measured = data.get("measured")
             return Plan(
-                data["method"], data["rule"], dict(data["settings"]), table, corrections, guarantee, kept, values
+                data["method"],
+                data["rule"],
+                dict(data["settings"]),
+                table,
+                corrections,
+                guarantee,
+                kept,
+                values,
+                None if measured is None else pd.DataFrame(measured),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"The plan is damaged ({type(error).__name__}: {error}).") from error

@@ -13,11 +13,14 @@ from ellq.analysis import Calibration, as_batches
 from ellq.pruning import hidden_units
 from ellq.pruning.allocate import RULES
 from ellq.pruning.apply import Model, apply, finalize
-from ellq.pruning.budget import one_budget
+from ellq.pruning.budget import Budget, one_budget
 from ellq.pruning.coverage import Choice
 from ellq.pruning.guarantee import guarantee
+from ellq.pruning.loss_counts import share_by_loss
 from ellq.pruning.plan import Plan
 from ellq.pruning.plan_masks import LQ_RULES, plan_masks
+from ellq.pruning.refit import REFITS, refit_masks
+from ellq.pruning.rescale import rescale_masks
 from ellq.theory import open_fraction
 from ellq.theory.arguments import count
 
@@ -39,6 +42,7 @@ def plan(
     exclude: Choice = None,
     held_out: Calibration | None = None,
     delta: float = 0.05,
+    refit: str = "auto",
     **settings: Any,
 ) -> Plan:
     """Decide what every unit keeps, without changing the model.
@@ -47,8 +51,9 @@ def plan(
     are covered, a tied one once, frozen ones too (what requires gradients is left as it is); biases, norms and
     embeddings are not.
 
-    - ``rule="ellq"`` (ours): with a budget, the counts that make the layers' relative squared errors
-      Σ‖ΔW_l‖_F²/‖W_l‖_F² as small as it allows; with ``tol``, for each unit the fewest with σ_k(w)_2 ≤ tol·‖w‖_2.
+    - ``rule="ellq"`` (ours): with a budget, the counts that leave the largest product of the layers' energies
+      Π‖W_l kept‖_F²/‖W_l‖_F², and with ``refit="obs"`` those that lose least on the calibration inputs; with ``tol``,
+      for each unit the fewest with σ_k(w)_2 ≤ tol·‖w‖_2.
     - ``"exact"``: the counts with the least Σσ_k(w)_2²; ``tol`` as above.
     - ``"least_bound"``: those with the least certified bound on the outputs' errors; for a ``Sequential`` chain, with
       calibration inputs. Setting: ``q``.
@@ -87,6 +92,12 @@ def plan(
         held_out: for ``"id"`` on one hidden layer: inputs as for ``calibration``, sharing no example with them, from
             which the guarantee is made; nothing is chosen by them.
         delta: probability with which the guarantee may fail, in (0, 1).
+        refit: for ``"lq"``: what the layers become besides being masked, without training. ``"none"``: nothing.
+            ``"rescale"``: from weights and noise, see ``ellq.pruning.rescale_masks``. With calibration inputs
+            ``"bias"``, ``"least_squares"``, ``"obs"``, ``"reweight"`` or ``"sparsegpt"``, see
+            ``ellq.pruning.refit_masks``; what was measured is in ``plan.measured``. ``"auto"``, for ``rule="ellq"``:
+            ``"obs"`` with calibration inputs (``"least_squares"`` where the budget is a pattern or a tolerance) and
+            ``"rescale"`` without; ``"none"`` for a state dict and for all other rules.
         **settings: of the rule.
 
     Returns:
@@ -116,7 +127,10 @@ def plan(
             raise ValueError("held_out= makes a guarantee for method='id' only. Leave it out.")
         if least is not None:
             least = count(least, "least", low=0, high=10**12)
-        return plan_masks(
+        way = _way_of_refitting(refit, rule, budget, model, calibration)
+        if way in REFITS and calibration is not None:
+            calibration = _kept_batches(calibration)
+        decided = plan_masks(
             model,
             calibration,
             budget=budget,
@@ -126,6 +140,9 @@ def plan(
             exclude=exclude,
             settings=settings,
         )
+        return _refitted(decided, way, model, calibration, least=1 if least is None else least)
+    if refit != "auto":
+        raise ValueError(f"refit={refit!r} is of method='lq'; 'id' always refits what reads the units. Leave it out.")
     if not isinstance(budget.value, float):
         raise ValueError(f"{budget.kind}= is a budget of method='lq'. Give sparsity=, one number, or tol=.")
     for name, value in {"least": least, "include": include, "exclude": exclude, **settings}.items():
@@ -172,6 +189,49 @@ def prune(model: Model, calibration: Calibration | None = None, *, inplace: bool
     """
     pruned = apply(model, plan(model, calibration, **arguments), inplace=inplace)
     return finalize(pruned, inplace=True) if isinstance(pruned, nn.Module) else pruned
+
+
+def _way_of_refitting(
+    refit: str, rule: str, budget: Budget, model: nn.Module | Mapping[str, Tensor], calibration: Calibration | None
+) -> str:
+    """Return which refit is meant; refuse what cannot be."""
+    _one_of(refit, ("auto", "none", "rescale", *REFITS), "refit")
+    fixes_counts = budget.kind in ("pattern", "tol")
+    if refit == "auto":
+        if rule != "ellq" or not isinstance(model, nn.Module):
+            return "none"
+        if calibration is None:
+            return "rescale"
+        return "least_squares" if fixes_counts else "obs"
+    if refit != "none" and not isinstance(model, nn.Module):
+        raise TypeError(f"refit={refit!r} runs the model. Pass the nn.Module, not its state dict, or refit='none'.")
+    if refit in REFITS and calibration is None:
+        raise ValueError(f"refit={refit!r} needs calibration inputs. Pass them as the second argument.")
+    if refit in ("obs", "sparsegpt", "reweight") and budget.kind == "pattern":
+        raise ValueError(f"refit={refit!r} chooses entries anew, against pattern=. Use refit='least_squares'.")
+    return refit
+
+
+def _kept_batches(calibration: Calibration) -> Calibration:
+    """Return calibration inputs that can be gone through again, in the same order."""
+    return calibration if isinstance(calibration, Tensor) else list(calibration)
+
+
+def _refitted(
+    decided: Plan, way: str, model: nn.Module | Mapping[str, Tensor], calibration: Calibration | None, *, least: int
+) -> Plan:
+    if way == "none":
+        return decided
+    assert isinstance(model, nn.Module)  # checked before
+    with torch.random.fork_rng(devices=[]):
+        if way == "rescale":
+            example = None if calibration is None else next(iter(as_batches(calibration)))
+            return rescale_masks(model, decided, example=example)
+        assert calibration is not None
+        batches = list(as_batches(calibration))
+        if way == "obs" and decided.rule == "ellq" and "tol" not in decided.settings:
+            decided = share_by_loss(model, decided, batches, least=least)
+        return refit_masks(model, decided, batches, refit=way)
 
 
 def _one_of(value: object, allowed: tuple[str, ...], name: str) -> None:

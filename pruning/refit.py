@@ -121,9 +121,7 @@ REFITS: dict[str, Refit] = {
 }
 
 
-def refit_masks(
-    model: nn.Module, plan: Plan, batches: Sequence[Tensor], *, refit: str, seed: int = 0
-) -> tuple[Plan, pd.DataFrame]:
+def refit_masks(model: nn.Module, plan: Plan, batches: Sequence[Tensor], *, refit: str, seed: int = 0) -> Plan:
     """Choose anew and refit what a plan of masks retains, layer by layer in the order they run, without gradients.
 
     - ``"bias"``: weights as they are; each unit's mean output is restored.
@@ -145,9 +143,10 @@ def refit_masks(
         seed: of the positions that are looked at where there are more than 100 for each weight of a unit.
 
     Returns:
-        The plan with ``kept`` and ``values``, and one row per refitted layer: samples, error_before and error_after,
-        the root mean square error of its outputs on the calibration inputs relative to the spread of the dense ones:
-        of the mask without refit, and of what it became, both on the inputs that the layers before leave.
+        The plan with ``kept``, ``values`` and ``measured``: one row per refitted layer with samples, error_before and
+        error_after, the root mean square error of its outputs on the calibration inputs relative to the dense ones
+        (their spread, where a shift is refitted): of the mask without refit, and of what it became, both on the inputs
+        that the layers before leave.
 
     Raises:
         ValueError: the plan is for another model, the model does not run on the inputs, or a NaN or infinite input of
@@ -164,7 +163,7 @@ def refit_masks(
         if weight.name in masks:
             with torch.no_grad():
                 weight.tensor.copy_(weight.tensor.double().masked_fill(~masks[weight.name].to(weight.tensor.device), 0))
-    layers = _layers_of(dense, masks)
+    layers = layers_of(dense, masks)
     fed = [as_input(batch, dense) for batch in batches]
     kept = dict(plan.kept)
     values: dict[str, npt.NDArray[Any]] = {}
@@ -176,7 +175,7 @@ def refit_masks(
         layer = cast(PatchLayer, changed.get_submodule(arrival.name))
         given = cast(PatchLayer, dense.get_submodule(arrival.name))
         shifts = way.shifts and (layer.bias is not None or arrival.norm is not None)
-        problems = list(_problems(given, arrival, masks[name], centred=shifts, draw=draw))
+        problems = list(problems_of(given, arrival, masks[name], centred=shifts, draw=draw))
         fits = [way.fit(problem) for problem in problems]
         new = np.concatenate([weights for weights, _ in fits]).reshape(masks[name].shape)
         kept[name] = np.concatenate([stays for _, stays in fits]).reshape(masks[name].shape)
@@ -192,16 +191,17 @@ def refit_masks(
         table.loc[own, "retained"] = mask.reshape(int(own.sum()), -1).sum(axis=1)
     measured = pd.DataFrame(rows, columns=["layer", "samples", "error_before", "error_after"])
     settings = plan.settings | {"refit": refit}
-    return replace(plan, table=table, kept=kept, values=values, settings=settings), measured
+    return replace(plan, table=table, kept=kept, values=values, settings=settings, measured=measured)
 
 
-def _layers_of(model: nn.Module, masks: Mapping[str, Tensor]) -> list[str]:
+def layers_of(model: nn.Module, masks: Mapping[str, Tensor]) -> list[str]:
+    """Return the names of the layers among those masked that can be refitted."""
     owners = [name.removesuffix(".weight") for name in masks if name.endswith(".weight")]
     modules = dict(model.named_modules())
     return [name for name in owners if name in modules and reads_patches(modules[name])]
 
 
-def _problems(
+def problems_of(
     layer: PatchLayer, arrival: Arrival, mask: Tensor, *, centred: bool, draw: torch.Generator
 ) -> Iterator[_Problem]:
     """Accumulate what a layer meets, and yield one problem for each group of its units."""

@@ -90,13 +90,11 @@ def _arrive(
         return
     inputs = after.compute(source)
     targets = before.compute(node)
-    norm = _only_user(node)
-    module: Any = None
-    if norm is not None and norm.op == "call_module" and calls[norm.target] == 1:
-        module = dense.get_submodule(str(norm.target))
-    if norm is None or not isinstance(module, _NORMS) or module.running_mean is None or module.running_var is None:
+    norm = _norm_after(node, calls, dense)
+    if norm is None:
         yield Arrival(str(node.target), inputs, targets, None)
         return
+    module: Any = dense.get_submodule(str(norm.target))
     other = _joined(nodes, node, norm, dense) if before is not after else None
     if other is not None:
         scale = (module.running_var + module.eps).rsqrt() * (1.0 if module.weight is None else module.weight)
@@ -107,6 +105,27 @@ def _arrive(
         if lost[0].shape == targets[0].shape:
             targets = [target + drift * weight for target, drift in zip(targets, lost, strict=True)]
     yield Arrival(str(node.target), inputs, targets, str(norm.target))
+
+
+def norms_of(model: nn.Module) -> dict[str, str] | None:
+    """Return which batch norm alone reads each module's output, by name; None where the model cannot be traced."""
+    try:
+        graph = fx.Tracer().trace(copy.deepcopy(model))
+    except Exception:
+        return None
+    nodes = [node for node in graph.nodes if node.op == "call_module"]
+    calls = Counter(node.target for node in nodes)
+    found = {str(node.target): _norm_after(node, calls, model) for node in nodes if calls[node.target] == 1}
+    return {name: str(norm.target) for name, norm in found.items() if norm is not None}
+
+
+def _norm_after(node: fx.Node, calls: Counter[Any], model: nn.Module) -> fx.Node | None:
+    """Return the call of a batch norm with running statistics that alone reads a node, and runs once."""
+    norm = _only_user(node)
+    if norm is None or norm.op != "call_module" or calls[norm.target] != 1:
+        return None
+    module: Any = model.get_submodule(str(norm.target))
+    return norm if isinstance(module, _NORMS) and module.running_var is not None else None
 
 
 def _only_user(node: fx.Node) -> fx.Node | None:

@@ -46,6 +46,7 @@ def bench_plan(quick: bool) -> list[Row]:
     layers = 3 if quick else 30
     contenders = {
         "ellq.plan": {"kind": "ours", "layers": layers, "rule": "ellq"},
+        "ellq.plan, refit none": {"kind": "ours", "layers": layers, "rule": "ellq", "refit": "none"},
         "ellq.plan, rule global": {"kind": "ours", "layers": layers, "rule": "global"},
         "ellq.plan, rule lamp": {"kind": "ours", "layers": layers, "rule": "lamp"},
         "torch global_unstructured": {"kind": "torch", "layers": layers},
@@ -84,7 +85,7 @@ def _model(layers: int) -> nn.Sequential:
 
 
 def _ours(model: nn.Sequential, task: Row) -> Any:
-    return ellq.pruning.plan(model, rule=task["rule"], sparsity=SPARSITY)
+    return ellq.pruning.plan(model, rule=task["rule"], sparsity=SPARSITY, refit=task.get("refit", "auto"))
 
 
 def _torch(model: nn.Sequential, task: Row) -> Any:

@@ -283,18 +283,22 @@ def prune_checkpoint(
     least: NonNegativeInt | None = None,
     include: list[str] | None = None,
     exclude: list[str] | None = None,
+    refit: Literal["auto", "none", "rescale", "bias", "least_squares", "obs", "reweight", "sparsegpt"] = "auto",
+    compact: bool = False,
     model: str | None = None,
     data: str | None = None,
     samples: PositiveInt = 2000,
     mean: list[float] | None = None,
     std: list[float] | None = None,
     plot: str | None = None,
+    report: str | None = None,
 ) -> None:
     """Prune a checkpoint and write model.safetensors and plan.json to a folder.
 
-    Method lq by magnitude needs the weights alone. Method id and the rules synflow, snip, taylor, wanda and least_bound
-    run the model, so they need --model and (synflow where the first layer is Linear does not) --data. Give one budget:
-    --sparsity, --tol, --nonzeros, --bytes or --pattern.
+    Method lq by magnitude needs the weights alone; with --model and --data what stays is refitted, without training,
+    which costs much less accuracy. Method id and the rules synflow, snip, taylor, wanda and least_bound run the model,
+    so they need --model and (synflow where the first layer is Linear does not) --data. Give one budget: --sparsity,
+    --tol, --nonzeros, --bytes or --pattern.
 
     Args:
         weights: checkpoint with the weights to prune.
@@ -315,17 +319,24 @@ def prune_checkpoint(
         least: how many weights every unit retains at least.
         include: only weights whose name, or a module of theirs, matches one of these globs.
         exclude: none of the weights that match one of these.
+        refit: what the layers become besides being masked (method lq). auto is, for rule ellq, obs with --model and
+            --data (least_squares for a tolerance or a pattern), rescale with --model alone, and none otherwise.
+        compact: also cut out units that are constant or unread; needs --model and --data.
         model: where the model comes from, as package.module:function; called without arguments.
-        data: name of the data set whose train part is calibrated on, such as digits or mnist.
+        data: what is calibrated on: the train part of a data set, by name, such as digits or mnist; or inputs as the
+            model takes them, in a file: .npy, or .npz with inputs and labels.
         samples: at most how many of its examples to use.
-        mean: what to subtract from each channel of inputs in [0, 1].
+        mean: what to subtract from each channel of a data set's inputs in [0, 1].
         std: what to divide each channel by after that.
         plot: also draw what every layer retains to this file (.png, .svg or .pdf).
+        report: also run both models on data, and write what every layer's outputs changed by, bounds, accuracy and
+            agreement as one HTML page to this file; examples of the test part are held out.
     """
-    from ellq.analysis import datasets, read_checkpoint
+    from ellq.analysis import read_checkpoint
     from ellq.pruning import apply, plan, save
     from ellq.pruning.hidden_units import RULES as ID_RULES
     from ellq.pruning.plan_masks import LQ_RULES
+    from ellq.pruning.refit import REFITS
     from ellq.pruning.scores import SCORE_RULES
 
     _picture_format(plot)
@@ -342,29 +353,94 @@ def prune_checkpoint(
         name = f"Method {method}" if method == "id" else f"Rule {rule}"
         needed = "--model package.module:function and --data NAME" if needs_data else "--model package.module:function"
         raise UsageError(f"{name} runs the model on data. Give {needed}.")
+    if refit not in ("auto", "none") and (model is None or (refit in REFITS and data is None)):
+        raise UsageError(f"refit={refit!r} runs the model. Give --model package.module:function and --data NAME.")
+    if data is not None and model is None:
+        raise UsageError(f"data={data!r} is for running the model. Give --model package.module:function too.")
+    if compact and (model is None or data is None):
+        raise UsageError("compact runs the model. Give --model package.module:function and --data NAME.")
     if model is not None and not model.partition(":")[2]:
         raise UsageError(f"model={model!r} names no function. Write package.module:function.")
+    if report and data is not None and _is_array_file(data):
+        raise UsageError(f"A report holds out the test part of a data set, which {data!r} has not. Give --data NAME.")
+    if report and (model is None or data is None):
+        raise UsageError("A report runs both models on data. Give --model package.module:function and --data NAME.")
     state = read_checkpoint(weights)
     calibration: Any = None
     source: Any = state
     if model is not None:
         source = _build(model)
         _fill(source, state, weights)
-    if data is not None and (needs_data or rule == "synflow"):
-        train = datasets.load(data, "train")
-        chosen = train.select(range(min(samples, len(train))))
-        calibration = chosen.inputs(mean=mean, std=std)
-        if rule in SCORE_RULES:
-            calibration = _labelled(calibration, chosen.labels)
+    if data is not None and model is not None:
+        inputs, labels = _inputs(data, samples, mean=mean, std=std)
+        calibration = _labelled(inputs, labels) if rule in SCORE_RULES and labels is not None else inputs
     others = {"q": q, "least": least, "include": include, "exclude": exclude}
     arguments: dict[str, Any] = {name: value for name, value in others.items() if value is not None}
     arguments |= {**budget, **(settings or {})}
-    decided = plan(source, calibration, method=method, rule=rule, storage=storage, **arguments)
-    save(apply(source, decided), out, plan=decided)
+    decided = plan(source, calibration, method=method, rule=rule, storage=storage, refit=refit, **arguments)
+    pruned = apply(source, decided)
+    save(_compacted(pruned, inputs[:64]) if compact else pruned, out, plan=decided)
     if plot:
         _draw(plot, decided.plot())
+    if report:
+        assert data is not None  # checked before
+        _write_report(report, source, decided, data, samples, mean, std)
     _print(decided)
     print(f"Written: {out}")
+
+
+def _write_report(
+    path: str, model: Any, plan: Any, data: str, samples: int, mean: list[float] | None, std: list[float] | None
+) -> None:
+    """Write what the plan changes in the model's outputs, on the train and the test part of a data set."""
+    from ellq.analysis import datasets
+    from ellq.pruning import apply
+    from ellq.pruning.mask_report import compare_outputs
+
+    parts = [datasets.load(data, part) for part in ("train", "test")]
+    chosen = [part.select(range(min(samples, len(part)))) for part in parts]
+    calibration, held_out = (part.inputs(mean=mean, std=std) for part in chosen)
+    pruned = apply(model, plan)
+    compared = compare_outputs(model, pruned, plan, calibration=calibration, held_out=held_out, labels=chosen[1].labels)
+    compared.to_html(path)
+
+
+def _is_array_file(data: str) -> bool:
+    return Path(data).suffix in (".npy", ".npz")
+
+
+def _inputs(data: str, samples: int, *, mean: list[float] | None, std: list[float] | None) -> tuple[Any, Any]:
+    """Return inputs, and labels or None: of a data set's train part, or from a file."""
+    import numpy as np
+    import torch
+
+    from ellq.analysis import datasets
+
+    if not _is_array_file(data):
+        train = datasets.load(data, "train")
+        chosen = train.select(range(min(samples, len(train))))
+        return chosen.inputs(mean=mean, std=std), chosen.labels
+    if mean is not None or std is not None:
+        raise UsageError(f"mean and std are for data sets; {data!r} holds inputs as the model takes them.")
+    arrays = np.load(data, allow_pickle=False)
+    if Path(data).suffix == ".npy":
+        arrays = {"inputs": arrays}
+    if "inputs" not in arrays:
+        raise ValueError(f"{data} holds {', '.join(arrays)}, not inputs. Write it by numpy.savez(file, inputs=inputs).")
+    inputs = arrays["inputs"][:samples]
+    kept = inputs.astype(np.float32 if inputs.dtype.kind == "f" else np.int64)
+    return torch.from_numpy(kept), arrays["labels"][:samples] if "labels" in arrays else None
+
+
+def _compacted(pruned: Any, example: Any) -> Any:
+    """Return a pruned model without its constant and unread units; say how many parameters went."""
+    from ellq.pruning import compact, finalize
+
+    full = finalize(pruned)
+    small = compact(full, example)
+    before, after = (sum(p.numel() for p in net.parameters()) for net in (full, small))
+    print(f"Constant and unread units cut out: {before:,} parameters, now {after:,}")
+    return small
 
 
 def _labelled(inputs: Any, labels: Any) -> list[tuple[Any, Any]]:

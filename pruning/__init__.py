@@ -5,6 +5,7 @@ from ellq.pruning.apply import finalize as finalize
 from ellq.pruning.artefact import load as load
 from ellq.pruning.artefact import save as save
 from ellq.pruning.artefact import write_into as write_into
+from ellq.pruning.budget import BudgetError as BudgetError
 from ellq.pruning.chain_bounds import chain_bounds as chain_bounds
 from ellq.pruning.compact import compact as compact
 from ellq.pruning.compact import removable_units as removable_units
@@ -19,10 +20,16 @@ from ellq.pruning.gradual import one_shot as one_shot
 from ellq.pruning.guarantee import Guarantee as Guarantee
 from ellq.pruning.guarantee import guarantee as guarantee
 from ellq.pruning.hidden_units import plan_hidden_units as plan_hidden_units
+from ellq.pruning.loss_counts import share_by_loss as share_by_loss
+from ellq.pruning.mask_report import MaskReport as MaskReport
+from ellq.pruning.mask_report import compare_outputs as compare_outputs
 from ellq.pruning.plan import Correction as Correction
 from ellq.pruning.plan import Plan as Plan
 from ellq.pruning.prune import plan as plan
 from ellq.pruning.prune import prune as prune
+from ellq.pruning.refit import refit_masks as refit_masks
+from ellq.pruning.rescale import rescale_masks as rescale_masks
+from ellq.pruning.storage import storage_bytes as storage_bytes
 from ellq.pruning.sweep import Splits as Splits
 from ellq.pruning.sweep import largest_within as largest_within
 from ellq.pruning.sweep import sweep as sweep

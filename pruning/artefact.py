@@ -22,6 +22,8 @@ Model = TypeVar("Model", bound=nn.Module)
 
 WEIGHTS = "model.safetensors"
 DESCRIPTION = "plan.json"
+_WIDTHS = ("in_channels", "out_channels", "groups", "num_features", "num_parameters")
+_PARTS = ("weight", "bias", "running_mean", "running_var")
 
 
 def save(model: nn.Module | Mapping[str, Tensor], folder: str | Path, *, plan: Plan | None = None) -> None:
@@ -59,6 +61,7 @@ def write_into(folder: Path, model: nn.Module | Mapping[str, Tensor], *, plan: P
             for name, module in modules.items()
             if isinstance(module, nn.Linear)
         },
+        "sizes": {name: _sizes(module) for name, module in modules.items() if _sizes(module)},
         "plan": None if plan is None else json.loads(plan.to_json()),
     }
     (folder / DESCRIPTION).write_text(json.dumps(description, ensure_ascii=False, indent=1), encoding="utf-8")
@@ -95,8 +98,9 @@ def load(folder: str | Path, factory: Callable[[], Model]) -> Model:
                 f"The saved model has a Linear {name!r}; the one that factory makes does not. Pass the factory of the"
                 f" class {description['class']}."
             )
-        _resize_(module, in_features, out_features)
+        description["sizes"][name] = {"in_features": in_features, "out_features": out_features}
     try:
+        _resize_(modules, description["sizes"], weights)
         _match_dtypes_(model, weights)
         load_model(model, str(weights))
     except (SafetensorError, RuntimeError) as error:
@@ -110,24 +114,47 @@ def _read_description(path: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"{path} does not exist. Pass a folder that ellq.save wrote.")
     description = read_json(path.read_bytes(), MODEL, name=str(path))
     try:
+        others = {
+            str(name): {str(part): int(size) for part, size in sizes.items()}
+            for name, sizes in description.get("sizes", {}).items()
+        }
         sizes = {
             str(name): (int(linear["in_features"]), int(linear["out_features"]))
             for name, linear in description["linears"].items()
         }
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is damaged ({type(error).__name__}: {error}).") from error
-    return {"class": str(description.get("class")), "linears": sizes}
+    return {"class": str(description.get("class")), "linears": sizes, "sizes": others}
 
 
-def _resize_(linear: nn.Linear, in_features: int, out_features: int) -> None:
-    if (linear.in_features, linear.out_features) == (in_features, out_features):
-        return
-    linear.in_features, linear.out_features = in_features, out_features
-    linear.weight = nn.Parameter(
-        linear.weight.new_empty(out_features, in_features), requires_grad=linear.weight.requires_grad
-    )
-    if linear.bias is not None:
-        linear.bias = nn.Parameter(linear.bias.new_empty(out_features), requires_grad=linear.bias.requires_grad)
+def _sizes(module: nn.Module) -> dict[str, int]:
+    """Return the widths, other than those of a Linear, that pruning can change."""
+    return {part: size for part in _WIDTHS if isinstance(size := getattr(module, part, None), int)}
+
+
+def _resize_(modules: Mapping[str, nn.Module], sizes: Mapping[str, Mapping[str, int]], weights: Path) -> None:
+    """Give layers the saved widths, and where these differ tensors of the shapes in the file."""
+    with safe_open(str(weights), framework="pt") as file:
+        stored = set(file.keys())
+        for name, own in sizes.items():
+            module = modules.get(name)
+            if module is None or all(getattr(module, width, None) == size for width, size in own.items()):
+                continue  # load_model says which tensors do not fit
+            for width, size in own.items():
+                setattr(module, width, size)
+            for part in _PARTS:
+                key = f"{name}.{part}".removeprefix(".")
+                if key in stored and hasattr(module, part):
+                    _put_(module, part, torch.Size(file.get_slice(key).get_shape()))
+
+
+def _put_(module: nn.Module, part: str, shape: torch.Size) -> None:
+    old = getattr(module, part)
+    like = module.weight if old is None else old  # a bias where there was none
+    assert isinstance(like, Tensor)
+    is_buffer = part in dict(module.named_buffers(recurse=False))
+    new = like.new_empty(shape)
+    setattr(module, part, new if is_buffer else nn.Parameter(new, requires_grad=like.requires_grad))
 
 
 def _match_dtypes_(model: nn.Module, weights: Path) -> None:

@@ -10,7 +10,7 @@ from torch import nn
 
 from ellq.analysis import as_batches
 from ellq.analysis.calibration import as_input
-from ellq.pruning.chain_bounds import _LAYERS, _as_double, _rms, _steps, _through
+from ellq.pruning.chain_steps import LAYERS, as_double, rms, steps_of, through
 from ellq.pruning.largest import Counts, magnitudes
 from ellq.pruning.layers import Allocation, Layers, same_reason
 from ellq.theory import Array, allocate_retained, order_below_one, power_sums, stechkin_constant
@@ -103,11 +103,11 @@ def unit_gains(model: nn.Sequential, inputs: torch.Tensor) -> tuple[dict[str, Ar
     errors = torch.zeros_like(x[0])
     own: dict[str, torch.Tensor] = {}
     reach: dict[str, float] = {}
-    for name, module in _steps(model, ""):
-        step = _as_double(module)
-        if isinstance(step, _LAYERS):
+    for name, module in steps_of(model, ""):
+        step = as_double(module)
+        if isinstance(step, LAYERS):
             weight = f"{name}.weight".removeprefix(".")
-            reach[weight] = float(_rms(x).max())
+            reach[weight] = float(rms(x).max())
             sizes = copy.deepcopy(step).requires_grad_(False)
             sizes.weight.abs_()
             sizes.bias = None
@@ -118,7 +118,7 @@ def unit_gains(model: nn.Sequential, inputs: torch.Tensor) -> tuple[dict[str, Ar
             own[weight] = torch.zeros(shape, dtype=torch.float64, requires_grad=True)
             errors = passed + own[weight]
         else:
-            errors = _through(step, errors)
+            errors = through(step, errors)
         with torch.no_grad():
             x = step(x)
     grads = torch.autograd.grad(errors.sum(), list(own.values()), allow_unused=True)

@@ -16,7 +16,7 @@ def reads_patches(module: nn.Module) -> bool:
 
 def positions_of(layer: PatchLayer, y: Tensor) -> int:
     """Return at how many positions a layer's outputs lie: samples times places in space."""
-    return y.numel() // (y.shape[-1] if isinstance(layer, nn.Linear) else y.shape[1])
+    return y.numel() // len(layer.weight)
 
 
 def patches(layer: PatchLayer, x: Tensor, positions: Tensor) -> Tensor:
@@ -24,7 +24,7 @@ def patches(layer: PatchLayer, x: Tensor, positions: Tensor) -> Tensor:
 
     Args:
         layer: a Linear or a convolution, grouped or not.
-        x: what it receives: (…, in) for a Linear; (b, in, …) for a convolution.
+        x: what it receives: (…, in) for a Linear; (b, in, …) for a convolution, or (in, …) for one sample.
         positions: numbers in [0, ``positions_of(layer, y)``), shape (n,): places in space run faster than samples.
 
     Returns:
@@ -34,7 +34,7 @@ def patches(layer: PatchLayer, x: Tensor, positions: Tensor) -> Tensor:
     if isinstance(layer, nn.Linear):
         return x.reshape(-1, x.shape[-1])[positions][None]
     mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
-    x = functional.pad(x, layer._reversed_padding_repeated_twice, mode=mode)
+    x = functional.pad(_batched(layer, x), layer._reversed_padding_repeated_twice, mode=mode)
     kernel, dilation, stride = layer.kernel_size, layer.dilation, layer.stride
     if isinstance(layer, nn.Conv1d):
         x, kernel, dilation, stride = x[:, :, None], (1, *kernel), (1, *dilation), (1, *stride)
@@ -47,7 +47,9 @@ def patches(layer: PatchLayer, x: Tensor, positions: Tensor) -> Tensor:
     rows = (place // width * stride[0])[:, None] + torch.arange(kernel[0], device=x.device) * dilation[0]
     columns = (place % width * stride[1])[:, None] + torch.arange(kernel[1], device=x.device) * dilation[1]
     windows = x.movedim(1, -1)[sample[:, None, None], rows[:, :, None], columns[:, None, :]]
-    grouped = windows.reshape(*windows.shape[:3], layer.groups, -1)  # (n, kh, kw, groups, in per group)
+    grouped = windows.reshape(
+        *windows.shape[:3], layer.groups, layer.weight.shape[1]
+    )  # (n, kh, kw, groups, in per group)
     return grouped.permute(3, 0, 4, 1, 2).flatten(2)
 
 
@@ -55,11 +57,15 @@ def outputs_at(layer: PatchLayer, y: Tensor, positions: Tensor) -> Tensor:
     """Return a layer's outputs at some positions, numbered as for ``patches``: shape (groups, n, c per group)."""
     if isinstance(layer, nn.Linear):
         return y.reshape(-1, y.shape[-1])[positions][None]
-    flat = y.flatten(2).movedim(1, -1).flatten(0, 1)[positions]
-    return flat.reshape(len(flat), layer.groups, -1).movedim(1, 0)
+    flat = _batched(layer, y).flatten(2).movedim(1, -1).flatten(0, 1)[positions]
+    return flat.reshape(len(flat), layer.groups, len(layer.weight) // layer.groups).movedim(1, 0)
 
 
 def as_rows(layer: PatchLayer, weight: Tensor) -> Tensor:
     """Return a weight as (groups, c, d): the rows of each group."""
     groups = 1 if isinstance(layer, nn.Linear) else layer.groups
     return torch.as_tensor(weight).reshape(groups, weight.shape[0] // groups, -1)
+
+
+def _batched(layer: nn.Conv1d | nn.Conv2d, x: Tensor) -> Tensor:
+    return x if x.ndim == layer.weight.ndim else x[None]

@@ -112,7 +112,7 @@ class Plan:
         if self.method != "lq":
             raise ValueError("A plan of method 'id' holds corrections for its own choice. Make a new plan instead.")
         if self.values:
-            raise ValueError("The plan's entries were chosen or refitted by data, for its own counts. Make a new plan.")
+            raise ValueError("The plan's values were refitted for its own counts. Make a new plan with refit='none'.")
         fixed = ["layer", "unit", "size"]
         own = self.table[fixed].to_numpy().tolist()
         if list(table.columns) != list(COLUMNS) or table[fixed].to_numpy().tolist() != own:

@@ -17,6 +17,7 @@ from ellq.pruning.budget import Budget, one_budget
 from ellq.pruning.coverage import Choice
 from ellq.pruning.guarantee import guarantee
 from ellq.pruning.loss_counts import share_by_loss
+from ellq.pruning.mask_parametrization import is_masked
 from ellq.pruning.plan import Plan
 from ellq.pruning.plan_masks import LQ_RULES, plan_masks
 from ellq.pruning.refit import REFITS, refit_masks
@@ -97,7 +98,8 @@ def plan(
             ``"bias"``, ``"least_squares"``, ``"obs"``, ``"reweight"`` or ``"sparsegpt"``, see
             ``ellq.pruning.refit_masks``; what was measured is in ``plan.measured``. ``"auto"``, for ``rule="ellq"``:
             ``"obs"`` with calibration inputs (``"least_squares"`` where the budget is a pattern or a tolerance) and
-            ``"rescale"`` without; ``"none"`` for a state dict and for all other rules.
+            ``"rescale"`` without (``"none"`` where the budget is a tolerance); ``"none"`` for a state dict and for all
+            other rules.
         **settings: of the rule.
 
     Returns:
@@ -128,19 +130,20 @@ def plan(
         if least is not None:
             least = count(least, "least", low=0, high=10**12)
         way = _way_of_refitting(refit, rule, budget, model, calibration)
-        if way in REFITS and calibration is not None:
-            calibration = _kept_batches(calibration)
-        decided = plan_masks(
-            model,
-            calibration,
-            budget=budget,
-            rule=rule,
-            least=least,
-            include=include,
-            exclude=exclude,
-            settings=settings,
-        )
-        return _refitted(decided, way, model, calibration, least=1 if least is None else least)
+        with torch.random.fork_rng(devices=[]):  # a shuffling DataLoader draws from the global random state
+            if way in REFITS and calibration is not None:
+                calibration = _kept_batches(calibration)
+            decided = plan_masks(
+                model,
+                calibration,
+                budget=budget,
+                rule=rule,
+                least=least,
+                include=include,
+                exclude=exclude,
+                settings=settings,
+            )
+            return _refitted(decided, way, model, calibration, least=1 if least is None else least)
     if refit != "auto":
         raise ValueError(f"refit={refit!r} is of method='lq'; 'id' always refits what reads the units. Leave it out.")
     if not isinstance(budget.value, float):
@@ -152,6 +155,8 @@ def plan(
         raise TypeError("method='id' runs the model on data. Pass the nn.Module, not its state dict.")
     if calibration is None:
         raise ValueError("method='id' needs calibration inputs. Pass a tensor or batches as the second argument.")
+    if is_masked(model):
+        raise ValueError("The model carries masks, and method='id' cuts layers without. Call ellq.finalize first.")
     batches = as_batches(calibration)
     by_tol = budget.kind == "tol"
     decided = hidden_units.plan_hidden_units(
@@ -201,7 +206,7 @@ def _way_of_refitting(
         if rule != "ellq" or not isinstance(model, nn.Module):
             return "none"
         if calibration is None:
-            return "rescale"
+            return "none" if budget.kind == "tol" else "rescale"  # a tolerance is a promise about the weights
         return "least_squares" if fixes_counts else "obs"
     if refit != "none" and not isinstance(model, nn.Module):
         raise TypeError(f"refit={refit!r} runs the model. Pass the nn.Module, not its state dict, or refit='none'.")
@@ -223,15 +228,14 @@ def _refitted(
     if way == "none":
         return decided
     assert isinstance(model, nn.Module)  # checked before
-    with torch.random.fork_rng(devices=[]):
-        if way == "rescale":
-            example = None if calibration is None else next(iter(as_batches(calibration)))
-            return rescale_masks(model, decided, example=example)
-        assert calibration is not None
-        batches = list(as_batches(calibration))
-        if way == "obs" and decided.rule == "ellq" and "tol" not in decided.settings:
-            decided = share_by_loss(model, decided, batches, least=least)
-        return refit_masks(model, decided, batches, refit=way)
+    if way == "rescale":
+        example = None if calibration is None else next(iter(as_batches(calibration)))
+        return rescale_masks(model, decided, example=example)
+    assert calibration is not None
+    batches = list(as_batches(calibration))
+    if way == "obs" and decided.rule == "ellq" and "tol" not in decided.settings:
+        decided = share_by_loss(model, decided, batches, least=least)
+    return refit_masks(model, decided, batches, refit=way)
 
 
 def _one_of(value: object, allowed: tuple[str, ...], name: str) -> None:

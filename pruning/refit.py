@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from ellq.analysis import as_input, track
-from ellq.pruning.masks import maskable_weights, retained_entries
+from ellq.pruning.masks import mask_, maskable_weights, retained_entries
 from ellq.pruning.patches import PatchLayer, as_rows, outputs_at, patches, positions_of, reads_patches
 from ellq.pruning.plan import Plan
 from ellq.pruning.walk import Arrival, walk
 from ellq.theory import Array, Gram, eliminate_rows, fit_rows, reweight, row_errors, sparsegpt_rows
-from ellq.theory.input_moments import moment_error
+from ellq.theory.input_moments import layer_errors, layer_errors_observed, moment_error
 
 Kept = npt.NDArray[np.bool_]
 
@@ -43,6 +43,7 @@ class _Problem:
         samples: how many positions they are of.
         dense: the weights so far, shape (c, d).
         kept: which of them the plan retains.
+        is_exact: whether the targets are exactly what the dense weights give on x.
     """
 
     H: Array
@@ -53,47 +54,84 @@ class _Problem:
     samples: int
     dense: Array
     kept: Kept
+    is_exact: bool = False
 
-    @property
-    def ridge(self) -> float:
-        return RIDGE * float(np.diag(self.H).mean())
-
-    def ridged(self, relative: float = RIDGE) -> tuple[Array, Array]:
+    def ridged(self, relative: float) -> tuple[Array, Array]:
         """Return H and R with a ridge towards the dense weights, which leaves what the samples do not say as it was."""
         amount = relative * float(np.diag(self.H).mean())
         amount = amount if amount > 0 else 1.0  # dead inputs: keep the weights
         return self.H + amount * np.eye(len(self.H)), self.R + amount * self.dense
 
+    def errors(self, weights: Array) -> Array:
+        """Return the mean squared error of every row, about the means where a shift is refitted."""
+        if self.is_exact:
+            return np.square(layer_errors_observed(weights - self.dense, self.H))
+        return row_errors(self.H, self.R, self.energy, weights)
 
-Fit = Callable[[_Problem], tuple[Array, Kept]]
+    def without_noise(self) -> _Problem:
+        """Return the problem with targets that are exactly what the dense weights give."""
+        R = self.dense @ self.H
+        return replace(self, R=R, energy=np.einsum("ij,ij->i", R, self.dense), is_exact=True)
+
+    @property
+    def stray(self) -> float:
+        """By how much an entry of H may be off, relative to √(H_ii H_jj)."""
+        # Sums about means, joined and taken back to 0, stray by up to four times what plain ones do.
+        return 4 * moment_error(self.samples)
 
 
-def _masked(problem: _Problem) -> tuple[Array, Kept]:
-    return np.where(problem.kept, problem.dense, 0.0), problem.kept
+@dataclass(frozen=True)
+class _Fitted:
+    """What the rows of a group become.
+
+    Attributes:
+        weights: shape (c, d), 0 where not kept.
+        kept: which of them are retained.
+        bounds: of each row's root mean square error, where one is proved; shape (c,).
+    """
+
+    weights: Array
+    kept: Kept
+    bounds: Array | None = None
 
 
-def _least_squares(problem: _Problem) -> tuple[Array, Kept]:
-    return fit_rows(*problem.ridged(), problem.kept), problem.kept
+Fit = Callable[[_Problem], _Fitted]
 
 
-def _surgeon(problem: _Problem) -> tuple[Array, Kept]:
-    H, R = problem.ridged()
+def _masked(problem: _Problem) -> _Fitted:
+    return _Fitted(np.where(problem.kept, problem.dense, 0.0), problem.kept)
+
+
+def _least_squares(problem: _Problem) -> _Fitted:
+    return _Fitted(fit_rows(*problem.ridged(RIDGE), problem.kept), problem.kept)
+
+
+def _surgeon(problem: _Problem) -> _Fitted:
+    H, R = problem.ridged(RIDGE)
     paths = eliminate_rows(H, np.linalg.solve(H, R.T).T, precision="float32")
     kept = paths.kept(problem.kept.sum(axis=1))
-    return fit_rows(H, R, kept), kept
+    # Greedy: where the plan's own choice does better, it stays.
+    ours, plain = _Fitted(fit_rows(H, R, kept), kept), _least_squares(problem)
+    worse = problem.errors(ours.weights) > problem.errors(plain.weights)
+    ours.weights[worse], ours.kept[worse] = plain.weights[worse], plain.kept[worse]
+    return ours
 
 
-def _reweighted(problem: _Problem) -> tuple[Array, Kept]:
-    rows = zip(problem.dense, problem.kept, strict=True)
-    stray = moment_error(problem.samples)
-    weights = np.array([reweight(w, problem.H, int(kept.sum()), entry_error=stray).weights for w, kept in rows])
-    return weights, weights != 0
+def _reweighted(problem: _Problem) -> _Fitted:
+    found = [
+        reweight(w, problem.H, int(kept.sum()), entry_error=problem.stray)
+        for w, kept in zip(problem.dense, problem.kept, strict=True)
+    ]
+    weights = np.array([row.weights for row in found])
+    return _Fitted(weights, weights != 0, np.array([row.bound for row in found]))
 
 
-def _sparsegpt(problem: _Problem) -> tuple[Array, Kept]:
+def _sparsegpt(problem: _Problem) -> _Fitted:
+    if not problem.kept.any():
+        return _masked(problem)
     H, _ = problem.ridged(_SPARSEGPT_RIDGE)
     weights = sparsegpt_rows(H, problem.dense, 1 - float(problem.kept.mean()))
-    return weights, weights != 0
+    return _Fitted(weights, weights != 0)
 
 
 @dataclass(frozen=True)
@@ -105,18 +143,20 @@ class Refit:
         shifts: whether the mean of every unit's output is restored, through its bias or the batch norm after it.
         follows: whether layers meet what those before them became, and repair its drift; else each is fitted to the
             dense network's own inputs.
+        proves: whether a bound of each unit's error comes with it.
     """
 
     fit: Fit
     shifts: bool = True
     follows: bool = True
+    proves: bool = False
 
 
 REFITS: dict[str, Refit] = {
     "bias": Refit(_masked),
     "least_squares": Refit(_least_squares),
     "obs": Refit(_surgeon),
-    "reweight": Refit(_reweighted, shifts=False, follows=False),
+    "reweight": Refit(_reweighted, shifts=False, follows=False, proves=True),
     "sparsegpt": Refit(_sparsegpt, shifts=False),
 }
 
@@ -127,13 +167,18 @@ def refit_masks(model: nn.Module, plan: Plan, batches: Sequence[Tensor], *, refi
     - ``"bias"``: weights as they are; each unit's mean output is restored.
     - ``"least_squares"``: the retained weights of every unit, and its shift, fitted to the dense network's output.
     - ``"obs"``: besides, which weights of a unit stay is chosen by elimination (``eliminate_rows``), as many as the
-      plan says.
+      plan says; the plan's own choice stays where it does better.
     - ``"reweight"``: the rule of ``ellq.theory.reweight`` on the dense network's inputs, with its guarantee.
     - ``"sparsegpt"``: SparseGPT at the plan's sparsity of every layer.
 
-    Linear layers and convolutions (1- and 2-dimensional, grouped or not) that run once are refitted; what else the plan
-    masks is masked only. Where a network can be traced and a batch norm ends in a sum with a skip path, the layer also
-    makes up for what that path has lost. A ridge of 1 % of the mean diagonal pulls towards the dense weights.
+    The first three never raise a unit's error on the positions that are looked at, rounding aside; nor does
+    ``"reweight"`` where the plan keeps the largest of each unit. A shift goes through the layer's bias, or the batch
+    norm that alone reads it; without either there is none.
+
+    Linear layers and convolutions (1- and 2-dimensional, grouped or not) that run once and share nothing are refitted;
+    what else the plan masks is masked only. Where a network can be traced and a batch norm ends in a sum with a skip
+    path, the layer also makes up for what that path has lost. A ridge of 1 % of the mean diagonal pulls towards the
+    dense weights.
 
     Args:
         model: the dense model, in eval mode for the time; not changed.
@@ -146,59 +191,74 @@ def refit_masks(model: nn.Module, plan: Plan, batches: Sequence[Tensor], *, refi
         The plan with ``kept``, ``values`` and ``measured``: one row per refitted layer with samples, error_before and
         error_after, the root mean square error of its outputs on the calibration inputs relative to the dense ones
         (their spread, where a shift is refitted): of the mask without refit, and of what it became, both on the inputs
-        that the layers before leave.
+        that the layers before leave. For ``"reweight"`` also bound: what is proved, beforehand, of the root mean square
+        error of each of its units, relative to that of the layer's outputs over units; error_after is below it.
 
     Raises:
-        ValueError: the plan is for another model, the model does not run on the inputs, or a NaN or infinite input of
-            a layer.
+        ValueError: an unknown ``refit``, the plan is for another model, the model does not run on the inputs, or a NaN
+            or infinite input of a layer.
 
     Reference: Hassibi & Stork 1993; Frantar & Alistarh 2022, 2023; targets that carry the drift are ours.
     """
+    if refit not in REFITS:
+        raise ValueError(f"refit={refit!r} is unknown. Choose one of {', '.join(map(repr, REFITS))}.")
     way = REFITS[refit]
     dense = copy.deepcopy(model).eval()
     weights = maskable_weights(dense)
     masks = retained_entries(weights, plan)
     changed = copy.deepcopy(dense)
-    for weight in maskable_weights(changed):
-        if weight.name in masks:
-            with torch.no_grad():
-                weight.tensor.copy_(weight.tensor.double().masked_fill(~masks[weight.name].to(weight.tensor.device), 0))
+    mask_(maskable_weights(changed), plan)
     layers = layers_of(dense, masks)
     fed = [as_input(batch, dense) for batch in batches]
+    table = plan.table.copy()
     kept = dict(plan.kept)
     values: dict[str, npt.NDArray[Any]] = {}
     rows: list[dict[str, Any]] = []
     draw = torch.Generator().manual_seed(seed)
     arrivals = walk(dense, changed if way.follows else dense, fed, layers)
     for arrival in track(arrivals, "refitting", total=len(layers)):
-        name = f"{arrival.name}.weight"
+        name = weight_name(arrival.name)
         layer = cast(PatchLayer, changed.get_submodule(arrival.name))
         given = cast(PatchLayer, dense.get_submodule(arrival.name))
         shifts = way.shifts and (layer.bias is not None or arrival.norm is not None)
         problems = list(problems_of(given, arrival, masks[name], centred=shifts, draw=draw))
+        if not way.follows:
+            problems = [problem.without_noise() for problem in problems]
         fits = [way.fit(problem) for problem in problems]
-        new = np.concatenate([weights for weights, _ in fits]).reshape(masks[name].shape)
-        kept[name] = np.concatenate([stays for _, stays in fits]).reshape(masks[name].shape)
-        values[name] = _set_(layer, "weight", new)
+        shape = masks[name].shape
+        kept[name] = np.concatenate([fit.kept for fit in fits]).reshape(shape)
+        table.loc[table["layer"] == name, "retained"] = kept[name].reshape(len(kept[name]), -1).sum(axis=1)
+        values[name] = _set_(layer.weight, np.concatenate([fit.weights for fit in fits]).reshape(shape))
+        stored = list(as_rows(layer, torch.from_numpy(values[name])).double().numpy())
+        before = after = np.zeros(shape[0])
         if shifts:
-            pairs = zip(problems, fits, strict=True)
-            shift = np.concatenate([problem.y_mean - w @ problem.x_mean for problem, (w, _) in pairs])
-            values |= _shift_(dense, changed, arrival, shift)
-        rows.append({"layer": name} | _errors(problems, fits, given, shifts=shifts))
-    table = plan.table.copy()
-    for name, mask in kept.items():
-        own = table["layer"] == name
-        table.loc[own, "retained"] = mask.reshape(int(own.sum()), -1).sum(axis=1)
-    measured = pd.DataFrame(rows, columns=["layer", "samples", "error_before", "error_after"])
+            pairs = zip(problems, stored, strict=True)
+            after = np.concatenate([problem.y_mean - w @ problem.x_mean for problem, w in pairs])
+            value, before, after = _shift_(dense, changed, arrival, after)
+            values |= value
+        plain = [_masked(problem).weights for problem in problems]
+        errors = [_relative_error(problems, w, shift) for w, shift in ((plain, before), (stored, after))]
+        row = {"layer": name, "samples": problems[0].samples, "error_before": errors[0], "error_after": errors[1]}
+        bound = _relative_bound(problems, fits, stored)
+        rows.append(row | ({} if bound is None else {"bound": bound}))
+    columns = ["layer", "samples", "error_before", "error_after", *(["bound"] if way.proves else [])]
+    measured = pd.DataFrame(rows, columns=columns)
     settings = plan.settings | {"refit": refit}
     return replace(plan, table=table, kept=kept, values=values, settings=settings, measured=measured)
 
 
 def layers_of(model: nn.Module, masks: Mapping[str, Tensor]) -> list[str]:
-    """Return the names of the layers among those masked that can be refitted."""
-    owners = [name.removesuffix(".weight") for name in masks if name.endswith(".weight")]
+    """Return the names of the layers among those masked that can be refitted: of a known kind, and sharing nothing."""
+    holders = Counter(id(p) for module in model.modules() for p in module._parameters.values())
     modules = dict(model.named_modules())
-    return [name for name in owners if name in modules and reads_patches(modules[name])]
+    owners = [name.rpartition(".")[0] for name in masks if name.rpartition(".")[2] == "weight"]
+    known = [name for name in owners if name in modules and reads_patches(modules[name])]
+    return [name for name in known if all(holders[id(p)] == 1 for p in modules[name].parameters(recurse=False))]
+
+
+def weight_name(layer: str) -> str:
+    """Return the name of a layer's weight; that of a model which is the layer has no path."""
+    return f"{layer}.weight" if layer else "weight"
 
 
 def problems_of(
@@ -214,8 +274,7 @@ def problems_of(
         count = positions_of(layer, y)
         places = torch.randperm(count, generator=draw)[:limit] if count > limit else torch.arange(count)
         places = places.to(x.device)
-        X = patches(layer, x, places).detach().cpu().float()
-        Y = outputs_at(layer, y, places).detach().cpu().float()
+        X, Y = _on_host(patches(layer, x, places)), _on_host(outputs_at(layer, y, places))
         if not (torch.isfinite(X).all() and torch.isfinite(Y).all()):
             raise ValueError(
                 f"Batch {number} of the calibration set gives NaN or infinite inputs or outputs of {arrival.name!r}."
@@ -237,40 +296,54 @@ def problems_of(
             yield _Problem(H, R.T, energy, *nothing, n, own, keep)
 
 
-def _errors(
-    problems: Sequence[_Problem], fits: Sequence[tuple[Array, Kept]], layer: PatchLayer, *, shifts: bool
-) -> dict[str, Any]:
-    """Return the relative error of a layer's outputs before and after."""
-    signal = before = after = 0.0
-    bias = np.zeros(sum(len(problem.dense) for problem in problems))
-    if layer.bias is not None:
-        bias = layer.bias.detach().double().cpu().numpy()
-    for problem, (weights, _), old in zip(problems, fits, np.split(bias, len(problems)), strict=True):
-        plain = np.where(problem.kept, problem.dense, 0.0)
-        measure = partial(row_errors, problem.H, problem.R, problem.energy)
-        drift = problem.y_mean - plain @ problem.x_mean - old if shifts else 0.0
-        signal += float(problem.energy.sum())
-        before += float(measure(plain).sum() + np.sum(np.square(drift)))
-        after += float(measure(weights).sum())
-    relative = [math.sqrt(error / signal) if signal > 0 else 0.0 for error in (before, after)]
-    return {"samples": problems[0].samples, "error_before": relative[0], "error_after": relative[1]}
+def _on_host(x: Tensor) -> Tensor:
+    return x.detach().cpu().to(torch.promote_types(x.dtype, torch.float32))  # NumPy lacks some smaller types
 
 
-def _set_(module: nn.Module, name: str, value: Array) -> npt.NDArray[Any]:
+def _relative_error(problems: Sequence[_Problem], weights: Sequence[Array], shift: Array) -> float:
+    """Return the root mean square error of a layer's outputs, relative to theirs (their spread if centred)."""
+    error = 0.0
+    for problem, w, own in zip(problems, weights, np.split(shift, len(problems)), strict=True):
+        drift = problem.y_mean - w @ problem.x_mean - own
+        error += float(problem.errors(w).sum() + np.square(drift).sum())
+    signal = sum(float(problem.energy.sum()) for problem in problems)
+    return math.sqrt(error / signal) if signal > 0 else 0.0
+
+
+def _relative_bound(problems: Sequence[_Problem], fits: Sequence[_Fitted], stored: Sequence[Array]) -> float | None:
+    """Return the largest bound of a unit relative to the root mean square of all units' outputs, if there is any."""
+    largest = 0.0
+    for problem, fit, w in zip(problems, fits, stored, strict=True):
+        if fit.bounds is None:
+            return None
+        rounding = layer_errors(w - fit.weights, problem.H, entry_error=problem.stray)
+        largest = max(largest, float((fit.bounds + rounding).max()))
+    units = sum(len(problem.energy) for problem in problems)
+    signal = sum(float(problem.energy.sum()) for problem in problems) / units
+    return math.nextafter(largest / math.sqrt(signal) * (1 + 1e-14), math.inf) if signal > 0 else 0.0
+
+
+def _set_(tensor: Tensor, value: Array) -> npt.NDArray[Any]:
     """Write a tensor and return it as it was stored."""
-    tensor = cast(Tensor, getattr(module, name))
     with torch.no_grad():
         tensor.copy_(torch.from_numpy(value))
-    stored = tensor.detach().cpu()
-    return (stored if stored.dtype == torch.float64 else stored.float()).numpy().copy()
+    return _on_host(tensor).numpy().copy()
 
 
-def _shift_(dense: nn.Module, changed: nn.Module, arrival: Arrival, shift: Array) -> dict[str, npt.NDArray[Any]]:
-    """Move every unit's output by a shift: through its own bias, or the running mean of the norm that reads it."""
+def _shift_(
+    dense: nn.Module, changed: nn.Module, arrival: Arrival, shift: Array
+) -> tuple[dict[str, npt.NDArray[Any]], Array, Array]:
+    """Move every unit's output by a shift, through its own bias or the running mean of the norm that reads it.
+
+    Returns:
+        What was stored, by name, and the shift before and after.
+    """
     layer = changed.get_submodule(arrival.name)
     if layer.bias is not None:
-        return {f"{arrival.name}.bias": _set_(layer, "bias", shift)}
+        before = cast(Tensor, dense.get_submodule(arrival.name).bias).detach().cpu().double().numpy()
+        stored = _set_(cast(Tensor, layer.bias), shift)
+        return {weight_name(arrival.name).removesuffix("weight") + "bias": stored}, before, stored.astype(np.float64)
     assert arrival.norm is not None
     mean = cast(Tensor, dense.get_submodule(arrival.norm).running_mean).double().cpu().numpy()
-    norm = changed.get_submodule(arrival.norm)
-    return {f"{arrival.norm}.running_mean": _set_(norm, "running_mean", mean - shift)}
+    stored = _set_(cast(Tensor, changed.get_submodule(arrival.norm).running_mean), mean - shift)
+    return {f"{arrival.norm}.running_mean": stored}, np.zeros_like(shift), mean - stored

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, cast
@@ -13,13 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from ellq.analysis import as_input
-from ellq.pruning.masks import maskable_weights, retained_entries
+from ellq.pruning.masks import mask_, maskable_weights, retained_entries
 from ellq.pruning.plan import Plan
-from ellq.pruning.refit import layers_of
-from ellq.pruning.walk import norms_of
+from ellq.pruning.refit import layers_of, weight_name
+from ellq.pruning.walk import keeps_statistics, norms_of
 
 _SIDES = (32, 28, 64, 96, 224, 16, 8, 128, 256, 299)  # of images, tried in turn where nothing tells
 _IMAGES, _VECTORS = 64, 512
+_ENTRIES = 2**24  # of noise at most, 64 MiB
 _LIMITS = (1e-3, 4.0)  # of how much a variance may be said to change
 
 
@@ -32,62 +34,58 @@ def rescale_masks(model: nn.Module, plan: Plan, *, example: Tensor | None = None
     - Any other layer: unit i is multiplied by ‖w_i‖/‖w_i restricted to what stays‖, which restores its variance when
       inputs are uncorrelated and of one size.
 
-    Noise is Gaussian, for images with a spectrum that falls as 1/frequency, as that of photographs does.
+    Noise is Gaussian, for images with a spectrum that falls as 1/frequency, as that of photographs does. Of a network
+    that cannot be traced and has such norms, only they move.
 
     Args:
         model: the dense model; not changed.
         plan: of ``method="lq"``, for this model.
-        example: any input or batch that the model can be called on, for its shape; otherwise shapes are tried that
-            would fit the first layer, and norms stay as they are where none does.
+        example: any batch that the model can be called on, for its shape; one of whole numbers is itself the noise.
+            Without one, shapes are tried that would fit the first layer, and norms stay as they are where none does.
         seed: of the noise.
 
     Returns:
         The plan, with ``values``.
 
     Raises:
-        ValueError: the plan is for another model.
+        ValueError: the plan is for another model, or the model does not run on inputs of the example's shape.
 
     Reference: ours; after Nagel et al. 2019 (data-free quantisation), who correct means by norms' statistics.
     """
     dense = copy.deepcopy(model).eval()
     masks = retained_entries(maskable_weights(dense), plan)
-    masked = copy.deepcopy(dense)
-    with torch.no_grad():
-        for weight in maskable_weights(masked):
-            if weight.name in masks:
-                mask = masks[weight.name].to(weight.tensor.device)
-                weight.tensor.copy_(weight.tensor.double().masked_fill(~mask, 0))
+    changed = copy.deepcopy(dense)
+    mask_(maskable_weights(changed), plan)
     norms = norms_of(dense)
+    has_norms = any(keeps_statistics(module) for module in dense.modules())
     values: dict[str, npt.NDArray[Any]] = {}
-    has_norms = any(_keeps_statistics(module) for module in dense.modules())
     for name in layers_of(dense, masks):
-        if norms is None and has_norms:
-            continue  # some norm may read it
-        if norms is not None and name in norms:
+        if name in norms if norms is not None else has_norms:
             continue
-        values[f"{name}.weight"] = _rescaled(dense.get_submodule(name), masked.get_submodule(name))
-    noise = _noise(dense, example, seed) if has_norms else None
-    if noise is not None:
-        values |= _moved(dense, masked, noise)
+        scaled = _rescaled(dense.get_submodule(name), changed.get_submodule(name))
+        with torch.no_grad():
+            cast(Tensor, changed.get_submodule(name).weight).copy_(scaled)
+        values[weight_name(name)] = _plain(scaled)
+    if has_norms:
+        values |= _moved(dense, changed, example, seed)
     return replace(plan, values=values, settings=plan.settings | {"refit": "rescale"})
 
 
-def _keeps_statistics(module: nn.Module) -> bool:
-    return isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_var is not None
-
-
-def _rescaled(dense: nn.Module, masked: nn.Module) -> npt.NDArray[Any]:
-    before, after = (cast(Tensor, layer.weight).detach().cpu() for layer in (dense, masked))
+def _rescaled(dense: nn.Module, masked: nn.Module) -> Tensor:
+    before, after = (cast(Tensor, layer.weight).detach() for layer in (dense, masked))
     lengths = [weight.double().flatten(1).norm(dim=1) for weight in (before, after)]
     factor = torch.where(lengths[1] > 0, lengths[0] / lengths[1], 1.0)
-    scaled = after.double() * factor.reshape(-1, *[1] * (after.ndim - 1))
-    return np.asarray(scaled.numpy() if before.dtype == torch.float64 else scaled.to(before.dtype).float().numpy())
+    return (after.double() * factor.reshape(-1, *[1] * (after.ndim - 1))).to(before.dtype)
 
 
-def _moved(dense: nn.Module, masked: nn.Module, noise: Tensor) -> dict[str, npt.NDArray[Any]]:
+def _plain(tensor: Tensor) -> npt.NDArray[Any]:
+    return np.asarray(tensor.cpu().to(torch.promote_types(tensor.dtype, torch.float32)).numpy())
+
+
+def _moved(dense: nn.Module, changed: nn.Module, example: Tensor | None, seed: int) -> dict[str, npt.NDArray[Any]]:
     """Return the running statistics that norms have once they moved as between the two networks on noise."""
     values: dict[str, npt.NDArray[Any]] = {}
-    before, after = _statistics(dense, noise), _statistics(masked, noise)
+    before, after = _both_statistics(dense, changed, example, seed)
     for name, (mean, variance) in before.items():
         norm: Any = dense.get_submodule(name)
         own_mean, own_variance = norm.running_mean.double().cpu(), norm.running_var.double().cpu()
@@ -96,49 +94,67 @@ def _moved(dense: nn.Module, masked: nn.Module, noise: Tensor) -> dict[str, npt.
         safe = torch.where(is_known, variance, 1.0)
         ratio = torch.where(is_known, (other_variance / safe).clamp(*_LIMITS), 1.0)
         drift = torch.where(is_known, (other_mean - mean) * (own_variance / safe).sqrt(), 0.0)
-        kind = np.float64 if norm.running_var.dtype == torch.float64 else np.float32
-        values[f"{name}.running_mean"] = (own_mean + drift).numpy().astype(kind)
-        values[f"{name}.running_var"] = (own_variance * ratio).numpy().astype(kind)
+        values[f"{name}.running_mean"] = _plain((own_mean + drift).to(norm.running_mean.dtype))
+        values[f"{name}.running_var"] = _plain((own_variance * ratio).to(norm.running_var.dtype))
     return values
 
 
-def _statistics(model: nn.Module, noise: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+Statistics = dict[str, tuple[Tensor, Tensor]]
+
+
+def _both_statistics(
+    dense: nn.Module, changed: nn.Module, example: Tensor | None, seed: int
+) -> tuple[Statistics, Statistics]:
+    """Return the norms' statistics in both networks on noise of a shape that they run on; none where none is found."""
+    for shape in _shapes(dense, example):
+        # Whole numbers are labels, of words say; what else they could be is not known.
+        is_labels = example is not None and not example.is_floating_point()
+        try:
+            if not is_labels:
+                _statistics(dense, coloured_noise((2, *shape[1:]), seed=seed))  # whether it runs at all
+            noise = cast(Tensor, example) if is_labels else coloured_noise(shape, seed=seed)
+            return _statistics(dense, noise), _statistics(changed, noise)
+        except Exception as error:  # the model's own
+            if example is not None:
+                reason = " ".join(str(error).split()).rstrip(".")
+                raise ValueError(
+                    f"The model does not run on inputs such as the example, of shape {tuple(example.shape)}: {reason}."
+                    " Pass one that the model can be called on."
+                ) from error
+    return {}, {}
+
+
+def _statistics(model: nn.Module, noise: Tensor) -> Statistics:
     """Return the mean and variance of what each norm reads when every norm normalises by the noise itself."""
     trial = copy.deepcopy(model)
-    norms: dict[str, Any] = {name: module for name, module in trial.named_modules() if _keeps_statistics(module)}
+    if next((p for p in trial.parameters() if p.is_floating_point()), noise).element_size() < 4:
+        trial = trial.float()  # sums of squares leave the range of smaller types
+    norms: dict[str, Any] = {name: module for name, module in trial.named_modules() if keeps_statistics(module)}
     for norm in norms.values():
         norm.reset_running_stats()
         norm.momentum = None
         norm.train()
     with torch.no_grad():
-        trial(noise)
+        trial(as_input(noise, trial).clone())
     ran = {name: norm for name, norm in norms.items() if int(norm.num_batches_tracked) > 0}
     return {name: (norm.running_mean.double().cpu(), norm.running_var.double().cpu()) for name, norm in ran.items()}
 
 
-def _noise(model: nn.Module, example: Tensor | None, seed: int) -> Tensor | None:
-    """Return noise of a shape that the model runs on, or None."""
-    for shape in _shapes(model, example):
-        noise = as_input(coloured_noise(shape, seed=seed), model)
-        try:
-            with torch.no_grad():
-                copy.deepcopy(model)(noise)
-        except (RuntimeError, TypeError, ValueError, IndexError, AssertionError):
-            continue
-        return noise
-    return None
-
-
 def _shapes(model: nn.Module, example: Tensor | None) -> list[tuple[int, ...]]:
     if example is not None:
-        return [(_VECTORS if example.ndim == 2 else _IMAGES, *example.shape[1:])]
+        most = _VECTORS if example.ndim == 2 else _IMAGES
+        return [(_at_most(most, example.shape[1:]), *example.shape[1:])]
     for module in model.modules():
         if isinstance(module, nn.Linear):
             return [(_VECTORS, module.in_features)]
         if isinstance(module, nn.modules.conv._ConvNd):
-            dims = len(module.kernel_size)
-            return [(_IMAGES if dims < 3 else 8, module.in_channels, *[side] * dims) for side in _SIDES]
+            shapes = [(module.in_channels, *[side] * len(module.kernel_size)) for side in _SIDES]
+            return [(_at_most(_IMAGES, shape), *shape) for shape in shapes if math.prod(shape) <= _ENTRIES // 2]
     return []
+
+
+def _at_most(inputs: int, shape: Sequence[int]) -> int:
+    return max(2, min(inputs, _ENTRIES // max(1, math.prod(shape))))
 
 
 def coloured_noise(shape: Sequence[int], *, seed: int) -> Tensor:

@@ -34,7 +34,13 @@ class Splits:
 
 
 def sweep(
-    dense: nn.Sequential, splits: Splits, *, method: str, rules: Sequence[str], sparsities: Sequence[float]
+    dense: nn.Sequential,
+    splits: Splits,
+    *,
+    method: str,
+    rules: Sequence[str],
+    sparsities: Sequence[float],
+    refit: str = "none",
 ) -> pd.DataFrame:
     """Prune a chain by every rule to every sparsity and measure the result.
 
@@ -44,6 +50,7 @@ def sweep(
         method: ``"lq"`` or ``"id"``.
         rules: rules of that method.
         sparsities: fractions to remove, of weights (lq) or hidden units (id).
+        refit: of ``plan``, for ``"lq"``; ``"none"`` compares the rules by their masks alone.
 
     Returns:
         One row per rule and sparsity: parameters, nonzeros, flops, selection_accuracy, accuracy and agreement with
@@ -53,7 +60,8 @@ def sweep(
     test_inputs, test_labels = splits.test
     cases = [(rule, sparsity) for rule in rules for sparsity in sparsities]
     for rule, sparsity in track(cases, f"pruning by {method}"):
-        decided = plan(dense, splits.calibration, method=method, rule=rule, sparsity=sparsity)
+        way = refit if method == "lq" else "auto"
+        decided = plan(dense, splits.calibration, method=method, rule=rule, sparsity=sparsity, refit=way)
         pruned = finalize(apply(dense, decided))
         last = chain_bounds(dense, pruned, test_inputs, decided).iloc[-1]
         size = cost(pruned, test_inputs[:1])

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import inspect
 import operator
+import warnings
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +16,17 @@ import torch
 from torch import Tensor, fx, nn
 
 _SUMS = {operator.add, operator.iadd, torch.add, torch.Tensor.add, torch.Tensor.add_}
-_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+_IN_PLACE: set[Any] = {
+    operator.iadd,
+    operator.isub,
+    operator.imul,
+    operator.itruediv,
+    operator.ifloordiv,
+    operator.imod,
+}
+_IN_PLACE |= {operator.ipow, operator.setitem}
+_TRIED = 8  # inputs on which a trace is held against the model
+_SAME = 1e-3  # relative difference of outputs that comes from the order of sums alone
 
 
 @dataclass(frozen=True)
@@ -39,79 +52,33 @@ def walk(
 ) -> Iterator[Arrival]:
     """Yield each layer in the order they run; what is done to it in ``changing`` before the next is asked for counts.
 
-    One forward pass of both networks, without gradients, the activations of all batches side by side:
-    the memory is that of what is alive at one layer. A network that cannot be traced is run anew for every layer, which
-    takes longer, and skip paths are not known then. Layers that run twice, or never, are left out.
+    One forward pass of both networks, without gradients, the activations of all batches side by side: the memory is
+    that of what is alive at one layer. A network that cannot be traced, or whose trace gives other outputs, is run anew
+    for every layer, which takes longer, and skip paths and norms are not known then. Layers that run twice, or never,
+    are left out; so are batches that in a network run anew do not reach a layer.
 
     Args:
         dense: what is aimed at, in eval mode.
         changing: a copy of it whose layers are being changed; may be ``dense`` itself where nothing is.
-        batches: inputs, each of shape (b, …), on the networks' device and of their type.
+        batches: inputs, each of shape (b, …), on the networks' device and of their type; not changed.
         layers: names of modules that take and give one tensor.
 
     Raises:
-        ValueError: the network does not run on a batch.
+        ValueError: no batches, or one that the network does not run on.
     """
-    try:
-        graph = fx.Tracer().trace(copy.deepcopy(dense))
-        walker = _traced(graph, dense, changing, batches, layers)
-    except Exception:
-        walker = _anew(dense, changing, batches, layers)
-    try:
-        yield from walker
-    except (RuntimeError, TypeError) as error:
-        raise ValueError(
-            f"The model does not run on calibration inputs of shape {tuple(batches[0].shape)}:"
-            f" {' '.join(str(error).split()).rstrip('.')}. Pass inputs the model can be called on."
-        ) from error
-
-
-def _traced(
-    graph: fx.Graph, dense: nn.Module, changing: nn.Module, batches: Sequence[Tensor], layers: Collection[str]
-) -> Iterator[Arrival]:
-    nodes = list(graph.nodes)
-    calls = Counter(node.target for node in nodes if node.op == "call_module")
-    before = _Run(dense, batches)
-    after = before if changing is dense else _Run(changing, batches)
-    for node in nodes:
-        if node.op == "output":
-            return
-        if node.op == "call_module" and node.target in layers and calls[node.target] == 1:
-            yield from _arrive(nodes, node, calls, dense, before, after)
-        for run in {id(before): before, id(after): after}.values():
-            run.compute(node)
-
-
-def _arrive(
-    nodes: list[fx.Node], node: fx.Node, calls: Counter[Any], dense: nn.Module, before: _Run, after: _Run
-) -> Iterator[Arrival]:
-    source = node.args[0] if node.args else next(iter(node.kwargs.values()))
-    if not isinstance(source, fx.Node):
-        return
-    inputs = after.compute(source)
-    targets = before.compute(node)
-    norm = _norm_after(node, calls, dense)
-    if norm is None:
-        yield Arrival(str(node.target), inputs, targets, None)
-        return
-    module: Any = dense.get_submodule(str(norm.target))
-    other = _joined(nodes, node, norm, dense) if before is not after else None
-    if other is not None:
-        scale = (module.running_var + module.eps).rsqrt() * (1.0 if module.weight is None else module.weight)
-        scale = scale.reshape(-1, *[1] * (targets[0].ndim - 2))
-        lost = [a - b for a, b in zip(before.compute(other), after.compute(other), strict=True)]
-        # A channel that the norm switches off cannot make up for anything.
-        weight = torch.where(scale.abs() > 1e-6, 1 / scale, 0.0)
-        if lost[0].shape == targets[0].shape:
-            targets = [target + drift * weight for target, drift in zip(targets, lost, strict=True)]
-    yield Arrival(str(node.target), inputs, targets, str(norm.target))
+    if not batches:
+        raise ValueError("The calibration set holds no batches. Pass at least one.")
+    graph = _graph(dense, layers)
+    if graph is not None and _is_faithful(graph, dense, batches[0][:_TRIED]):
+        yield from _traced(graph, dense, changing, batches, layers)
+    else:
+        yield from _anew(dense, changing, batches, layers)
 
 
 def norms_of(model: nn.Module) -> dict[str, str] | None:
     """Return which batch norm alone reads each module's output, by name; None where the model cannot be traced."""
-    try:
-        graph = fx.Tracer().trace(copy.deepcopy(model))
-    except Exception:
+    graph = _graph(model, ())
+    if graph is None:
         return None
     nodes = [node for node in graph.nodes if node.op == "call_module"]
     calls = Counter(node.target for node in nodes)
@@ -119,20 +86,142 @@ def norms_of(model: nn.Module) -> dict[str, str] | None:
     return {name: str(norm.target) for name, norm in found.items() if norm is not None}
 
 
+def keeps_statistics(module: nn.Module) -> bool:
+    """Whether a module is a batch norm that in eval mode normalises by running statistics."""
+    return isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_var is not None
+
+
+def tensors_in(outputs: Any) -> list[Tensor]:
+    """Return the tensors among a model's outputs: one, or in tuples, lists, dicts and dataclasses."""
+    if isinstance(outputs, Tensor):
+        return [outputs]
+    if isinstance(outputs, Mapping):
+        outputs = list(outputs.values())
+    elif dataclasses.is_dataclass(outputs):
+        outputs = list(vars(outputs).values())
+    return [tensor for part in outputs for tensor in tensors_in(part)] if isinstance(outputs, tuple | list) else []
+
+
+def does_not_run(number: int, batch: Tensor, error: Exception) -> ValueError:
+    """Return the error that says on which batch a model does not run, and why."""
+    reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+    return ValueError(
+        f"The model does not run on batch {number} of the calibration set, of shape {tuple(batch.shape)}: {reason}."
+        " Pass inputs the model can be called on."
+    )
+
+
+class _Tracer(fx.Tracer):
+    """Looks into torch's own modules where they hold a layer that is asked for."""
+
+    def __init__(self, layers: Collection[str]) -> None:
+        super().__init__()
+        self.layers = layers
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        is_holder = any(name.startswith(f"{module_qualified_name}.") for name in self.layers)
+        return super().is_leaf_module(m, module_qualified_name) and not is_holder
+
+
+def _graph(model: nn.Module, layers: Collection[str]) -> fx.Graph | None:
+    """Return a model's calls for one argument, the others at their defaults; None where it cannot be traced."""
+    if "" in layers:
+        return None  # the model is the layer: there is no call of it
+    try:
+        others = list(inspect.signature(model.forward).parameters.values())[1:]
+        defaults = {p.name: p.default for p in others if p.default is not p.empty}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of values that the graph cannot check
+            return _Tracer(layers).trace(copy.deepcopy(model), concrete_args=defaults or None)
+    except Exception:  # whatever the model's own code raises on symbols
+        return None
+
+
+def _is_faithful(graph: fx.Graph, model: nn.Module, batch: Tensor) -> bool:
+    """Whether a graph gives a model's outputs: a branch on a type, or a hook of the whole, escapes the tracer."""
+    run = _Run(model, [batch])
+    found: list[Tensor] = []
+    try:
+        for node in graph.nodes:
+            if node.op == "output":
+                found = tensors_in(fx.map_arg(node.args[0], lambda other: run.values[other][0]))
+                break
+            run.compute(node)
+        with torch.no_grad():
+            expected = tensors_in(model(batch.clone()))
+    except Exception:  # the model's own
+        return False
+    pairs = zip(expected, found, strict=False)
+    return 0 < len(expected) == len(found) and all(_is_same(a, b) for a, b in pairs)
+
+
+def _is_same(a: Tensor, b: Tensor) -> bool:
+    if a.shape != b.shape or not a.is_floating_point():
+        return torch.equal(a, b)
+    return torch.equal(a, b) or bool(((a - b).abs() <= _SAME * a.abs().max()).all())
+
+
+def _traced(
+    graph: fx.Graph, dense: nn.Module, changing: nn.Module, batches: Sequence[Tensor], layers: Collection[str]
+) -> Iterator[Arrival]:
+    nodes = list(graph.nodes)
+    calls = Counter(node.target for node in nodes if node.op == "call_module")
+    used = {str(node.target).rpartition(".")[0] for node in nodes if node.op == "get_attr"}  # other than by a call
+    wanted = [node for node in nodes if node.op == "call_module" and node.target in layers]
+    wanted = [node for node in wanted if calls[node.target] == 1 and node.target not in used]
+    before = _Run(dense, batches)
+    after = before if changing is dense else _Run(changing, batches)
+    for node in nodes:
+        if node.op == "output":
+            return
+        if node in wanted:
+            norm = _norm_after(node, calls, dense)
+            yield from _arrive(node, norm, nodes, wanted, before, after)
+        for run in (before,) if after is before else (before, after):
+            run.compute(node)
+
+
+def _arrive(
+    node: fx.Node, norm: fx.Node | None, nodes: list[fx.Node], wanted: list[fx.Node], before: _Run, after: _Run
+) -> Iterator[Arrival]:
+    source = node.args[0] if node.args else next(iter(node.kwargs.values()))
+    if not isinstance(source, fx.Node):
+        return
+    inputs = after.compute(source)
+    targets = before.compute(node)
+    if isinstance(before.model.get_submodule(str(node.target)), nn.Linear) and targets[0].ndim != 2:
+        norm = None  # it takes another axis than that of the units for channels
+    if norm is None:
+        yield Arrival(str(node.target), inputs, targets, None)
+        return
+    other = _joined(nodes, node, norm, wanted, before.model) if before is not after else None
+    if other is not None:
+        pairs = list(zip(before.compute(other), after.compute(other), strict=True))
+        if isinstance(pairs[0][0], Tensor) and pairs[0][0].shape == targets[0].shape:
+            module: Any = before.model.get_submodule(str(norm.target))
+            scale = (module.running_var + module.eps).rsqrt() * (1.0 if module.weight is None else module.weight)
+            scale = scale.detach().reshape(-1, *[1] * (targets[0].ndim - 2))
+            # A channel that the norm switches off cannot make up for anything.
+            weight = torch.where(scale.abs() > 1e-6, 1 / scale, 0.0)
+            targets = [target + (a - b) * weight for target, (a, b) in zip(targets, pairs, strict=True)]
+    yield Arrival(str(node.target), inputs, targets, str(norm.target))
+
+
 def _norm_after(node: fx.Node, calls: Counter[Any], model: nn.Module) -> fx.Node | None:
     """Return the call of a batch norm with running statistics that alone reads a node, and runs once."""
     norm = _only_user(node)
     if norm is None or norm.op != "call_module" or calls[norm.target] != 1:
         return None
-    module: Any = model.get_submodule(str(norm.target))
-    return norm if isinstance(module, _NORMS) and module.running_var is not None else None
+    return norm if keeps_statistics(model.get_submodule(str(norm.target))) else None
 
 
 def _only_user(node: fx.Node) -> fx.Node | None:
     return next(iter(node.users)) if len(node.users) == 1 else None
 
 
-def _joined(nodes: list[fx.Node], layer: fx.Node, norm: fx.Node, model: nn.Module) -> fx.Node | None:
+def _joined(
+    nodes: list[fx.Node], layer: fx.Node, norm: fx.Node, wanted: list[fx.Node], model: nn.Module
+) -> fx.Node | None:
     """Return the other side of the sum that alone reads the norm, if it can be computed before the layer is changed."""
     join = _only_user(norm)
     if join is None or not (join.target in _SUMS or (join.op == "call_method" and join.target in ("add", "add_"))):
@@ -142,7 +231,11 @@ def _joined(nodes: list[fx.Node], layer: fx.Node, norm: fx.Node, model: nn.Modul
         return None
     other = sides[1 - sides.index(norm)]
     start, stop = nodes.index(layer), nodes.index(join)
-    if any(_is_in_place(node, model) for node in nodes[start:stop]) or layer in _ancestors(other):
+    needed = {other, *_ancestors(other)}
+    # What is still to be changed must not be computed yet; the last layer before the sum makes up for both.
+    if any(_is_in_place(node, model) for node in nodes[start:stop]) or needed.intersection(
+        node for node in nodes[start:stop] if node in wanted
+    ):
         return None
     return other
 
@@ -162,7 +255,8 @@ def _is_in_place(node: fx.Node, model: nn.Module) -> bool:
     if node.op == "call_module":
         return bool(getattr(model.get_submodule(str(node.target)), "inplace", False))
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    return name.endswith("_") or node.target in (operator.iadd, operator.imul) or bool(node.kwargs.get("inplace"))
+    says_so = node.kwargs.get("inplace") is True or any(value is True for value in node.args)
+    return name.endswith("_") or node.target in _IN_PLACE or says_so
 
 
 @dataclass
@@ -183,7 +277,8 @@ class _Run:
             self.compute(source)
         with torch.no_grad():
             found = [self._one(node, number) for number in range(len(self.batches))]
-        self.values[node], self.waiting[node] = found, len(node.users)
+        self.waiting[node] = len(node.users)
+        self.values[node] = found if node.users else []
         for source in sources:
             self.waiting[source] -= 1
             if self.waiting[source] == 0:
@@ -192,21 +287,25 @@ class _Run:
 
     def _one(self, node: fx.Node, number: int) -> Any:
         if node.op == "placeholder":
+            # A copy of the batch: what reads it may work in place.
             is_first = next(iter(node.graph.nodes)) is node
-            return self.batches[number] if is_first else node.args[0]
-        if node.op == "get_attr":
-            return operator.attrgetter(str(node.target))(self.model)
+            return self.batches[number].clone() if is_first else node.args[0]
 
         def own(other: fx.Node) -> Any:
             return self.values[other][number]
 
         args, kwargs = fx.map_arg(node.args, own), fx.map_arg(node.kwargs, own)
-        if node.op == "call_module":
-            return self.model.get_submodule(str(node.target))(*args, **kwargs)
-        if node.op == "call_method":
-            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-        function: Callable[..., Any] = node.target  # type: ignore[assignment]
-        return function(*args, **kwargs)
+        try:
+            if node.op == "get_attr":
+                return operator.attrgetter(str(node.target))(self.model)
+            if node.op == "call_module":
+                return self.model.get_submodule(str(node.target))(*args, **kwargs)
+            if node.op == "call_method":
+                return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+            function: Callable[..., Any] = node.target  # type: ignore[assignment]
+            return function(*args, **kwargs)
+        except Exception as error:  # the model's own
+            raise does_not_run(number, self.batches[number], error) from error
 
 
 class _ReachedError(Exception):
@@ -216,43 +315,58 @@ class _ReachedError(Exception):
 def _anew(
     dense: nn.Module, changing: nn.Module, batches: Sequence[Tensor], layers: Collection[str]
 ) -> Iterator[Arrival]:
-    for name in _in_order(dense, batches[0], layers):
-        inputs = [_met(changing, name, batch) for batch in batches]
-        met = inputs if changing is dense else [_met(dense, name, batch) for batch in batches]
-        layer = dense.get_submodule(name)
-        with torch.no_grad():
-            targets = [layer(x) for x in met]
-        yield Arrival(name, inputs, targets, None)
+    for name in _in_order(dense, batches, layers):
+        inputs, targets = [], []
+        for number, batch in enumerate(batches):
+            aim = _met(dense, name, batch, number)
+            own = aim if changing is dense else _met(changing, name, batch, number)
+            # Which way an input goes may depend on its values.
+            if aim is not None and own is not None and aim[0].shape == own[0].shape:
+                inputs.append(own[0])
+                targets.append(aim[1])
+        if inputs:
+            yield Arrival(name, inputs, targets, None)
 
 
-def _in_order(model: nn.Module, batch: Tensor, layers: Collection[str]) -> list[str]:
-    """Return the layers that a forward pass runs exactly once, in order."""
-    order: list[str] = []
-    hooks = [
-        model.get_submodule(name).register_forward_pre_hook(lambda *_, name=name: order.append(name)) for name in layers
-    ]
-    try:
-        with torch.no_grad():
-            model(batch)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return [name for name, times in Counter(order).items() if times == 1]
+def _in_order(model: nn.Module, batches: Sequence[Tensor], layers: Collection[str]) -> list[str]:
+    """Return the layers that some forward pass runs and none runs twice, in order."""
+    ran: list[str] = []
+    most: dict[str, int] = {}
+    for number, batch in enumerate(batches):
+        ran.clear()
+        hooks = [
+            model.get_submodule(name).register_forward_pre_hook(lambda *_, name=name: ran.append(name))
+            for name in layers
+        ]
+        try:
+            with torch.no_grad():
+                model(batch.clone())
+        except Exception as error:  # the model's own
+            raise does_not_run(number, batch, error) from error
+        finally:
+            for hook in hooks:
+                hook.remove()
+        for name, times in Counter(ran).items():
+            most[name] = max(times, most.get(name, 0))
+    return [name for name, times in most.items() if times == 1]
 
 
-def _met(model: nn.Module, name: str, batch: Tensor) -> Tensor:
-    seen: list[Tensor] = []
+def _met(model: nn.Module, name: str, batch: Tensor, number: int) -> tuple[Tensor, Tensor] | None:
+    """Return what a layer receives and gives on a batch; None where it is not reached."""
+    seen: list[tuple[Tensor, Tensor]] = []
 
-    def stop(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        seen.append((args or tuple(kwargs.values()))[0].clone())
+    def stop(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
+        seen.append(((args or tuple(kwargs.values()))[0], output))
         raise _ReachedError
 
-    hook = model.get_submodule(name).register_forward_pre_hook(stop, with_kwargs=True)
+    hook = model.get_submodule(name).register_forward_hook(stop, with_kwargs=True)
     try:
         with torch.no_grad():
-            model(batch)
+            model(batch.clone())
     except _ReachedError:
         pass
+    except Exception as error:  # the model's own
+        raise does_not_run(number, batch, error) from error
     finally:
         hook.remove()
-    return seen[0]
+    return seen[0] if seen else None

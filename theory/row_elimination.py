@@ -96,14 +96,19 @@ def eliminate_rows(
         raise ValueError(f"gram has shape {H.shape} but each row has {d} weights. Pass one row and column for each.")
     if precision not in _TYPES:
         raise ValueError(f"precision={precision!r} is unknown. Choose 'float64' or 'float32'.")
-    # One unit for all inputs and weights: single precision would overflow on moments of large features.
-    unit, scale = float(np.diag(H).max(initial=0.0)), float(np.abs(W).max(initial=0.0)) or 1.0
+    # In units of each input's and each row's size the order is the same, and single precision has digits for all.
+    size = np.sqrt(np.maximum(np.diag(H), 0.0))
     try:
-        inverse = scipy.linalg.cho_solve(scipy.linalg.cho_factor(H / (unit or 1.0)), np.eye(d))
+        if not size.all():
+            raise scipy.linalg.LinAlgError("an input is 0")
+        inverse = scipy.linalg.cho_solve(scipy.linalg.cho_factor(H / size / size[:, None]), np.eye(d))
     except scipy.linalg.LinAlgError as error:
         raise ValueError("gram is not positive definite: some inputs depend on others. Add a ridge.") from error
     kind = torch.float32 if precision == "float32" else torch.float64
-    A, rows = torch.from_numpy((inverse + inverse.T) / 2).to(kind), torch.from_numpy(W / scale).to(kind)
+    largest, unit = np.abs(W).max(axis=1, keepdims=True, initial=0.0), float(size.max(initial=0.0)) or 1.0
+    scale = np.where(largest > 0, largest, 1.0)
+    W = W / scale * (size / unit)
+    A, rows = torch.from_numpy((inverse + inverse.T) / 2).to(kind), torch.from_numpy(W).to(kind)
     at_once = max(1, _BYTES // (A.element_size() * d * d))
     parts = []
     threads = torch.get_num_threads()
@@ -116,7 +121,7 @@ def eliminate_rows(
         torch.set_num_threads(threads)
     order = np.concatenate([part[0].numpy() for part in parts])
     costs = np.concatenate([part[1].double().numpy() for part in parts])
-    return RowPaths(order, costs * unit * scale * scale)
+    return RowPaths(order, costs * scale * unit * scale * unit)
 
 
 def _eliminate(inverse: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
@@ -132,7 +137,8 @@ def _eliminate(inverse: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
         m = d - start
         steps = min(_BLOCK, m)
         V = A.new_zeros(c, steps, m)  # A − VᵀV is the inverse now
-        diagonal = A.diagonal(dim1=1, dim2=2).clone()
+        # Rounding may take the diagonal of what is nearly explained to 0; such an entry is never cheap to keep.
+        diagonal = A.diagonal(dim1=1, dim2=2).clamp(min=tiny)
         gone = torch.zeros(c, m, dtype=torch.bool)
         for step in range(steps):
             cost, j = (w * w / diagonal).masked_fill_(gone, torch.inf).min(dim=1)
@@ -144,7 +150,6 @@ def _eliminate(inverse: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
             V[:, step] = line * pivot.rsqrt()[:, None]
             diagonal -= V[:, step] ** 2
             gone[row, j], w[row, j] = True, 0.0
-            # Rounding may take the diagonal of what is nearly explained to 0; such an entry is never cheap to keep.
             diagonal.clamp_(min=tiny)
         left = (~gone).nonzero()[:, 1].view(c, m - steps)
         V = V.gather(2, left[:, None].expand(-1, steps, -1))
@@ -158,7 +163,7 @@ def sparsegpt_rows(gram: npt.ArrayLike, weights: npt.ArrayLike, sparsity: float,
     """Prune all rows of a layer from the first column to the last, each column's loss made up by those after it.
 
     Of every ``block`` columns the fraction ``sparsity`` with the least w²/U_jj² goes, over all rows together; U is the
-    upper Cholesky factor of H⁻¹.
+    upper Cholesky factor of H⁻¹. In all round(c·d·sparsity) weights go, to a whole number in each block.
 
     Args:
         gram: H, shape (d, d), symmetric positive definite; the authors add 1 % of the mean diagonal.
@@ -185,11 +190,13 @@ def sparsegpt_rows(gram: npt.ArrayLike, weights: npt.ArrayLike, sparsity: float,
         U = scipy.linalg.cholesky(inverse)
     except scipy.linalg.LinAlgError as error:
         raise ValueError("gram is not positive definite: some inputs depend on others. Add a ridge.") from error
+    total = round(W.size * sparsity)
     for start in range(0, d, block):
         stop = min(start + block, d)
         scores = (W[:, start:stop] / np.diag(U)[start:stop]) ** 2
         gone = np.zeros(scores.size, dtype=bool)
-        gone[np.argsort(scores, axis=None, kind="stable")[: int(scores.size * sparsity)]] = True
+        share = total * stop // d - total * start // d
+        gone[np.argsort(scores, axis=None, kind="stable")[:share]] = True
         losses = np.zeros_like(scores)
         for j, removed in zip(range(start, stop), gone.reshape(scores.shape).T, strict=True):
             loss = np.where(removed, W[:, j], 0.0) / U[j, j]

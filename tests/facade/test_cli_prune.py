@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 import ellq
+from ellq.analysis import datasets
 from ellq.cli import run
 
 SOURCE = (
@@ -18,14 +22,25 @@ SOURCE = (
     "def make():\n"
     "    return nn.Sequential(nn.Flatten(), nn.Linear(64, 20), nn.ReLU(), nn.Linear(20, 10))\n"
 )
+CONVS = (
+    "from torch import nn\n"
+    "def make():\n"
+    "    return nn.Sequential(nn.Conv2d(1, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(),"
+    " nn.Conv2d(8, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3))\n"
+)
+
+
+def make() -> nn.Sequential:
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 20), nn.ReLU(), nn.Linear(20, 10))
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 20), nn.ReLU(), nn.Linear(20, 10))
+    net = make()
     save_file(net.state_dict(), str(tmp_path / "net.safetensors"))
     (tmp_path / "ournets.py").write_text(SOURCE)
+    np.savez(tmp_path / "odd.npz", x=np.zeros(3))
     monkeypatch.chdir(tmp_path)
     return net
 
@@ -54,7 +69,7 @@ def prune(*words: str) -> int:
 )
 def test_takes_what_plan_takes(folder, words, arguments, capsys):
     assert prune(*words) == 0
-    expected = ellq.prune(folder, **arguments).state_dict()
+    expected = ellq.prune(folder.state_dict(), **arguments)
     for name, value in load_file("out/model.safetensors").items():
         assert torch.equal(value, expected[name])
     assert "Written: out" in capsys.readouterr().out
@@ -69,6 +84,101 @@ def test_rules_that_run_the_model_read_the_data(folder, rule, capsys):
     assert plan.sparsity == pytest.approx(0.8, abs=1e-3)
 
 
+def in_a_process(*words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "ellq", "prune", "--weights", "net.safetensors", "--out", "out", *words]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+
+def inputs(n: int = 100) -> torch.Tensor:
+    return datasets.load("digits", "train").inputs()[:n]
+
+
+MODEL = ["--model", "ournets:make", "--sparsity", "0.8"]
+DIGITS = ["--data", "digits", "--samples", "100"]
+
+
+@pytest.mark.parametrize(
+    ("words", "refit", "has_data"),
+    [
+        (MODEL, "rescale", False),
+        ([*MODEL, *DIGITS], "obs", True),
+        ([*MODEL, *DIGITS, "--refit", "none"], "none", True),
+        ([*MODEL, *DIGITS, "--refit", "bias"], "bias", True),
+        ([*MODEL, *DIGITS, "--rule", "uniform", "--refit", "least_squares"], "least_squares", True),
+    ],
+)
+def test_refits_what_it_is_told_to(folder, words, refit, has_data):
+    done = in_a_process(*words)
+    assert done.returncode == 0, done.stderr
+    rule = "uniform" if "uniform" in words else "ellq"
+    expected = ellq.prune(folder.eval(), inputs() if has_data else None, sparsity=0.8, rule=rule, refit=refit)
+    written = load_file("out/model.safetensors")
+    for name, value in expected.state_dict().items():
+        torch.testing.assert_close(written[name], value, rtol=1e-4, atol=1e-6)
+    decided = ellq.Plan.from_json(Path("out/plan.json").read_text(encoding="utf-8"))
+    assert decided.settings.get("refit", "none") == refit
+    assert (decided.measured is not None) == (refit in ("obs", "bias", "least_squares"))
+
+
+@pytest.mark.parametrize("name", ["inputs.npy", "inputs.npz"])
+def test_calibrates_on_a_file(folder, name):
+    array = inputs().numpy()
+    if name.endswith("npy"):
+        np.save(name, array)
+    else:
+        np.savez(name, inputs=array.astype(np.float64), labels=np.zeros(len(array), dtype=int))
+    assert in_a_process(*MODEL, "--data", name).returncode == 0
+    from_file = load_file("out/model.safetensors")
+    assert in_a_process(*MODEL, *DIGITS).returncode == 0
+    from_set = load_file("out/model.safetensors")
+    assert all(torch.equal(value, from_set[key]) for key, value in from_file.items())
+
+
+def test_scores_from_a_file_need_its_labels(folder, capsys):
+    np.savez("with.npz", inputs=inputs().numpy(), labels=np.arange(100) % 10)
+    assert prune(*MODEL, "--data", "with.npz", "--rule", "snip") == 0
+    np.save("without.npy", inputs().numpy())
+    assert prune(*MODEL, "--data", "without.npy", "--rule", "snip") == 1
+    assert "labels" in capsys.readouterr().err
+
+
+def test_cuts_out_what_is_constant_or_unread(folder):
+    with torch.no_grad():
+        folder[1].weight[[2, 5, 7]] = 0.0
+        folder[3].weight[:, 11] = 0.0
+    save_file(folder.state_dict(), "net.safetensors")
+    done = in_a_process(*MODEL, *DIGITS, "--compact", "true")
+    assert done.returncode == 0, done.stderr
+    assert "Constant and unread units cut out: 1,510 parameters, now " in done.stdout
+    small = ellq.load("out", make)
+    assert small[1].out_features == small[3].in_features <= 16
+    expected = ellq.prune(folder.eval(), inputs(), sparsity=0.8)
+    torch.testing.assert_close(small(inputs()), expected(inputs()), rtol=1e-4, atol=1e-5)
+
+
+def test_cuts_out_channels_that_load_puts_back_together(folder):
+    Path("ourconvs.py").write_text(CONVS, encoding="utf-8")
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        from ourconvs import make as make_convs
+    finally:
+        sys.path.pop(0)
+    torch.manual_seed(0)
+    net = make_convs().eval()
+    with torch.no_grad():
+        net[0].weight[[1, 3]] = 0.0
+        net[3].weight[:, 6] = 0.0
+    save_file(net.state_dict(), "net.safetensors")
+    np.save("inputs.npy", torch.randn(80, 1, 8, 8).numpy())
+    words = ["--model", "ourconvs:make", "--data", "inputs.npy", "--sparsity", "0.5", "--compact", "true"]
+    done = in_a_process(*words)
+    assert done.returncode == 0, done.stderr
+    small = ellq.load("out", make_convs)
+    assert (small[0].out_channels, small[1].num_features, small[3].in_channels) == (5, 5, 5)
+    batch = torch.from_numpy(np.load("inputs.npy"))
+    torch.testing.assert_close(small(batch), ellq.prune(net, batch, sparsity=0.5)(batch), rtol=1e-4, atol=1e-5)
+
+
 def test_draws_the_plan(folder, capsys):
     assert prune("--sparsity", "0.5", "--plot", "plan.svg") == 0
     assert Path("plan.svg").read_text(encoding="utf-8").count("<svg") == 1
@@ -81,6 +191,15 @@ def test_draws_the_plan(folder, capsys):
         (2, ["--sparsity", "0.5", "--nonzeros", "5"], "not both"),
         (2, ["--sparsity", "0.5", "--rule", "snip"], "Rule snip runs the model on data. Give --model"),
         (2, ["--sparsity", "0.5", "--rule", "synflow"], "--model package.module:function"),
+        (2, ["--sparsity", "0.5", "--refit", "rescale"], "refit='rescale' runs the model. Give --model"),
+        (2, [*MODEL, "--refit", "obs"], "refit='obs' runs the model"),
+        (2, [*MODEL, "--refit", "magic"], "refit"),
+        (2, [*MODEL, "--compact", "true"], "compact runs the model"),
+        (2, ["--sparsity", "0.5", *DIGITS], "data='digits' is for running the model"),
+        (2, [*MODEL, "--data", "x.npy", "--mean", "[0.5]"], "mean and std are for data sets"),
+        (2, [*MODEL, "--data", "x.npy", "--report", "x.html"], "holds out the test part"),
+        (1, [*MODEL, "--data", "missing.npy"], "missing.npy"),
+        (1, [*MODEL, "--data", "odd.npz"], "odd.npz holds x, not inputs"),
         (2, ["--tol", "0"], "outside (0, 1)"),
         (2, ["--sparsity", "0.5", "--rule", "magic"], "rule='magic'"),
         (2, ["--sparsity", "0.5", "--plot", "plan.txt"], ".png, .svg or .pdf"),

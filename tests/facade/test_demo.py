@@ -64,7 +64,7 @@ def test_prints_the_summary_and_nothing_on_stderr(demo):
 
 def test_every_bound_is_at_least_the_observed_error(record):
     rows = [row for row in record["summary"] if row["method"] != "dense"]
-    assert len(rows) == 8
+    assert len(rows) == 10
     for row in rows:
         assert 0 < row["observed"] <= row["bound_measured"] <= row["bound"]
     assert len(record["layers"]) == 2 * (2 + 4)
@@ -76,7 +76,8 @@ def test_every_bound_is_at_least_the_observed_error(record):
 def test_both_rules_stand_side_by_side(record):
     rules = {(row["net"], row["method"], row["rule"]) for row in record["summary"]}
     for net in ("mlp", "conv"):
-        assert {(net, "lq", "ellq"), (net, "lq", "yang2022"), (net, "id", "ellq"), (net, "id", "chee2021")} <= rules
+        masks = {(net, "lq", rule) for rule in ("ellq", "yang2022", "refitted")}
+        assert masks | {(net, "id", "ellq"), (net, "id", "chee2021")} <= rules
 
 
 def test_pruned_models_are_smaller_and_still_work(record):
@@ -99,7 +100,9 @@ def test_reloaded_model_gives_bit_equal_outputs_and_the_numbers_in_the_summary(d
     row = next(r for r in record["summary"] if (r["net"], r["method"], r["rule"]) == (net, method, "ellq"))
     loaded = ellq.load(demo[0] / f"{net}-{method}", NETS[net])
     # The same training and plan again, in this process: the file holds these bits.
-    pruned = apply(dense[net], plan(dense[net], splits.calibration, method=method, sparsity=row["sparsity"]))
+    refit = {"lq": "none", "id": "auto"}[method]
+    decided = plan(dense[net], splits.calibration, method=method, sparsity=row["sparsity"], refit=refit)
+    pruned = apply(dense[net], decided)
     inputs, labels = splits.test
     with torch.no_grad():
         assert torch.equal(loaded(inputs), pruned(inputs))

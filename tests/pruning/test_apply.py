@@ -92,7 +92,7 @@ class TestFinalize:
     def test_gives_back_the_module_that_was_with_zeros_in_place(self, inplace):
         net = make()
         before = shape_of(net)
-        decided = plan(net, sparsity=0.6)
+        decided = plan(net, sparsity=0.6, refit="none")
         masked = apply(net, decided)
         assert is_masked(masked)
         assert not is_masked(net)
@@ -126,7 +126,7 @@ class TestFinalize:
 
     def test_keeps_what_others_put_over_a_mask(self):
         net = mlp(4, 6, 3)
-        masked = apply(net, plan(net, sparsity=0.5))
+        masked = apply(net, plan(net, sparsity=0.5, refit="none"))
         parametrize.register_parametrization(masked[0], "weight", Scale())
         parametrize.register_parametrization(masked[0], "bias", Scale())
         found = finalize(masked)
@@ -388,7 +388,7 @@ class TestWhatReadsMaskedModels:
 
     def test_bounds_of_a_chain_are_those_of_what_it_computes(self):
         net = mlp(4, 6, 5, 3)
-        decided = plan(net, sparsity=0.5)
+        decided = plan(net, sparsity=0.5, refit="none")
         masked = apply(net, decided)
         with torch.no_grad():
             masked[0].parametrizations.weight.original[~masks_of(masked)["0.weight"]] = 1e6

@@ -147,7 +147,7 @@ class TestSteps:
     def test_of_one_are_plan_and_train(self):
         net = mlp(4, 9, 3)
         found = gradual(net, nothing, sparsity=0.6, steps=1)
-        assert same_bits(found.model, finalize(apply(net, plan(net, sparsity=0.6))))
+        assert same_bits(found.model, finalize(apply(net, plan(net, sparsity=0.6, refit="none"))))
 
     def test_with_the_default_trainer_learn(self):
         found = gradual(mlp(4, 16, 2), replace(TRAINER, learning_rate=2e-2), sparsity=0.8, steps=4, epochs=30)
@@ -373,7 +373,7 @@ class TestCheckpoints:
 
     def test_know_masked_models_and_partial_functions(self, tmp_path):
         net = mlp(4, 9, 3)
-        masked = apply(net, plan(net, sparsity=0.3))
+        masked = apply(net, plan(net, sparsity=0.3, refit="none"))
         train = functools.partial(shuffled)
         gradual(masked, train, **OPTIONS, checkpoint=tmp_path)
         gradual(copy.deepcopy(masked), functools.partial(shuffled), **OPTIONS, checkpoint=tmp_path)

@@ -39,7 +39,7 @@ def test_a_minimum_beside_it_is_refused():
 
 def test_a_plan_of_two_of_four_is_what_semi_structured_tensors_hold():
     net = nn.Sequential(nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, 64))
-    pruned = ellq.prune(net, pattern="2:4")
+    pruned = ellq.prune(net, pattern="2:4", refit="none")
     for before, after in ((net[0].weight, pruned[0].weight), (net[2].weight, pruned[2].weight)):
         groups = after.view(-1, 4)
         assert ((groups != 0).sum(1) == 2).all()

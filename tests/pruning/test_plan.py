@@ -117,9 +117,13 @@ class TestJson:
             Plan.from_json(json.dumps(data))
 
 
+def masks() -> Plan:
+    return plan(NET, sparsity=0.5, refit="none")
+
+
 class TestWithRetained:
     def test_carries_out_the_edited_counts(self):
-        first = make("lq")
+        first = masks()
         table = first.to_frame()
         table["retained"] = [0, 1, 2, 3, 4, 4, 4, 7, 0, 1]
         edited = first.with_retained(table)
@@ -131,18 +135,18 @@ class TestWithRetained:
         assert Plan.from_json(edited.to_json()).to_json() == edited.to_json()
 
     def test_the_frame_is_a_copy(self):
-        first = make("lq")
+        first = masks()
         copy = first.to_frame()
         copy["retained"] = 0
         assert first.sparsity < 1
 
     def test_takes_a_table_that_went_through_csv(self):
-        first = make("lq")
+        first = masks()
         table = pd.read_csv(io.StringIO(first.to_frame().to_csv(index=False)))
         pd.testing.assert_frame_equal(first.with_retained(table).table, first.table)
 
     def test_counts_may_be_whole_floats(self):
-        first = make("lq")
+        first = masks()
         table = first.to_frame()
         table["retained"] = table["retained"].astype(float)
         assert first.with_retained(table).table["retained"].dtype == "int64"
@@ -161,20 +165,26 @@ class TestWithRetained:
         ],
     )
     def test_refuses_other_rows_and_columns(self, edit):
-        first = make("lq")
+        first = masks()
         with pytest.raises(ValueError, match="own rows and columns"):
             first.with_retained(edit(first.to_frame()))
 
     @pytest.mark.parametrize("count", [-1, 5, 1.5, float("nan")])
     def test_refuses_counts_a_unit_cannot_have(self, count):
-        table = make("lq").to_frame().astype({"retained": "float64"})
+        table = masks().to_frame().astype({"retained": "float64"})
         table.loc[2, "retained"] = count
         with pytest.raises(ValueError, match=r"layer '0\.weight', unit 2, is not a whole number in \[0, 4\]"):
-            make("lq").with_retained(table)
+            masks().with_retained(table)
 
     def test_refuses_plans_whose_corrections_would_no_longer_fit(self):
         first = make("id")
         with pytest.raises(ValueError, match="Make a new plan"):
+            first.with_retained(first.to_frame())
+
+    @pytest.mark.parametrize("data", [None, gaussian(50, 4)], ids=["rescaled", "refitted"])
+    def test_refuses_plans_whose_values_would_no_longer_fit(self, data):
+        first = plan(NET, data, sparsity=0.5)
+        with pytest.raises(ValueError, match="Make a new plan with refit='none'"):
             first.with_retained(first.to_frame())
 
 
@@ -223,7 +233,7 @@ class TestPlot:
         assert f"rule {rule}" in axes.get_title(loc="left")
 
     def test_of_a_plan_that_retains_nothing_is_drawn(self):
-        empty = make("lq").with_retained(make("lq").to_frame().assign(retained=0))
+        empty = masks().with_retained(masks().to_frame().assign(retained=0))
         assert empty.plot().axes[0].get_xlim()[1] > 0
 
 

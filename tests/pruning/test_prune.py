@@ -275,7 +275,7 @@ class TestMasks:
             pruned = prune(net, sparsity=nearest)
             assert sum(int((w.tensor != 0).sum()) for w in maskable_weights(pruned)) == live
             return
-        pruned = prune(net, sparsity=sparsity)
+        pruned = prune(net, sparsity=sparsity, refit="none")
         now = [weight.tensor for weight in maskable_weights(pruned)]
         removed = sum(int((w == 0).sum()) for w in now)
         assert asked <= removed <= asked + zeros
@@ -325,6 +325,53 @@ class TestMasks:
         pruned = prune(net, sparsity=0.5)
         assert not any(p.requires_grad for p in pruned.parameters())
         assert int((pruned[0].weight == 0).sum() + (pruned[2].weight == 0).sum()) == 15
+
+
+class TestTheDefault:
+    """What ``rule="ellq"`` does to what stays when nothing is said about it."""
+
+    def test_refits_on_inputs_where_there_are_some_and_rescales_otherwise(self):
+        net, inputs = mlp(6, 20, 3), gaussian(200, 6)
+        found = {
+            "rescale": plan(net, sparsity=0.6),
+            "obs": plan(net, inputs, sparsity=0.6),
+            "least_squares": plan(net, inputs, pattern="2:4"),
+        }
+        for refit, decided in found.items():
+            assert decided.settings["refit"] == refit
+            assert set(decided.values) >= {"0.weight", "2.weight"}
+            assert (decided.measured is not None) == (refit != "rescale")
+        assert plan(net, inputs, tol=0.4).settings["refit"] == "least_squares"
+
+    @pytest.mark.parametrize(
+        ("source", "arguments"),
+        [
+            (mlp(6, 20, 3), {"tol": 0.4}),
+            (mlp(6, 20, 3), {"sparsity": 0.6, "rule": "lamp"}),
+            (mlp(6, 20, 3).state_dict(), {"sparsity": 0.6}),
+        ],
+        ids=["a tolerance", "another rule", "a state dict"],
+    )
+    def test_is_masks_alone_without_data_for(self, source, arguments):
+        decided = plan(source, **arguments)
+        assert not decided.values  # noqa: PD011 -- no pandas
+        assert "refit" not in decided.settings
+
+    def test_retains_as_many_as_asked_and_errs_less_than_masks_alone(self):
+        net, inputs = mlp(6, 20, 3), gaussian(200, 6)
+        nets = {refit: prune(net, inputs, sparsity=0.6, refit=refit) for refit in ("auto", "none")}
+        with torch.no_grad():
+            errors = {refit: float((found(inputs) - net(inputs)).square().mean()) for refit, found in nets.items()}
+        assert errors["auto"] < 0.5 * errors["none"]
+        for found in nets.values():
+            assert sum(int((found[i].weight != 0).sum()) for i in (0, 2)) == 180 - 108
+
+    def test_for_hidden_units_refuses_masks(self):
+        masked = apply(mlp(6, 20, 3), plan(mlp(6, 20, 3), sparsity=0.5))
+        with pytest.raises(ValueError, match=r"carries masks.*ellq\.finalize"):
+            plan(masked, gaussian(50, 6), method="id", sparsity=0.5)
+        with pytest.raises(ValueError, match=r"ellq\.finalize"):
+            plan(masked, sparsity=0.5)
 
 
 class TestBudgets:

@@ -28,7 +28,8 @@ class TestSweep:
         assert_unchanged(net, before)
         assert list(zip(table["rule"], table["sparsity"], strict=True)) == [(r, s) for r in rules for s in (0.2, 0.6)]
         for row in table.itertuples():
-            decided = plan(net, data.calibration, method=method, rule=row.rule, sparsity=row.sparsity)
+            masks = {"refit": "none"} if method == "lq" else {}
+            decided = plan(net, data.calibration, method=method, rule=row.rule, sparsity=row.sparsity, **masks)
             pruned = apply(net, decided)
             assert row.accuracy == accuracy(pruned, *data.test)
             assert row.selection_accuracy == accuracy(pruned, *data.selection)
@@ -38,6 +39,17 @@ class TestSweep:
             last = chain_bounds(net, pruned, data.test[0], decided).iloc[-1]
             assert (row.observed, row.bound, row.bound_measured) == tuple(last[["observed", "bound", "bound_measured"]])
             assert math.isnan(row.bound_lq) == (method == "id")
+
+
+def test_refitted_masks_are_nearer_than_masks_alone():
+    net, data = mlp(4, 9, 3), splits()
+    alone, refitted = (
+        sweep(net, data, method="lq", rules=("ellq",), sparsities=(0.6,), refit=refit).iloc[0]
+        for refit in ("none", "auto")
+    )
+    assert refitted["observed"] < alone["observed"]
+    assert refitted["observed"] <= refitted["bound_measured"] <= refitted["bound"]
+    assert refitted["nonzeros"] == alone["nonzeros"]
 
 
 def table(accuracies: dict[float, float]) -> pd.DataFrame:

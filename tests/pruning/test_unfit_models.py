@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune as torch_prune
 
 import ellq
 from ellq.pruning import chain_bounds
@@ -38,7 +39,7 @@ def test_weights_without_data_or_entries():
 
 def test_layers_pruned_by_torch_or_normalised_by_a_hook():
     model = _net()
-    torch.nn.utils.prune.l1_unstructured(model[0], "weight", 0.5)
+    torch_prune.l1_unstructured(model[0], "weight", 0.5)
     _refused(model, "prune.remove")
 
 

@@ -1,5 +1,6 @@
 """The numbers of docs/errata.md, in whole numbers, fractions and balls."""
 
+import itertools
 import math
 import re
 from fractions import Fraction
@@ -141,3 +142,28 @@ def test_samples_of_weight_d_over_m_may_exceed_the_radius():
     assert hit**m == Fraction(1, 2500)
     assert theta[0] + m * (mass / m) > 1
     assert "1/2500" in TEXT
+
+
+# --- 3. keep m, zeros beside survivors -------------------------------------------------------------------------------
+
+LOGGED = [118016, 83363, 48302, 17712, 2477, 45]
+
+
+def test_the_logged_indices_times_the_fraction_of_survivors_are_those_of_trained_nets():
+    indices = [Fraction(d, m) for d, m in itertools.pairwise(LOGGED)]
+    over_survivors = [index * Fraction(d, LOGGED[0]) for index, d in zip(indices, LOGGED, strict=False)]
+    assert " → ".join(map(str, LOGGED)) in TEXT
+    for (d, m), index in zip(itertools.pairwise(LOGGED), indices, strict=True):
+        assert f"{d}/{m} = {float(index):#.4g}" in TEXT
+    told = ", ".join(f"{float(index):#.4g}" for index in over_survivors)
+    assert told in " ".join(TEXT.split())
+    assert all(1 <= index < Fraction(3, 2) for index in over_survivors)
+
+
+@pytest.mark.parametrize("zeros", [0, 7, 1000])
+def test_an_index_over_all_weights_beside_a_count_of_survivors_removes_more_the_more_zeros_there_are(zeros):
+    w = [16, 9, 4, 4, 1]  # for q = ½: S = d/N, N = (Σ√w)²/Σw
+    effective = Fraction(sum(map(math.isqrt, w)) ** 2, sum(w))
+    index = (len(w) + zeros) / effective
+    assert (len(w) + zeros) / index == effective  # the rule as written
+    assert len(w) / index == effective * Fraction(len(w), len(w) + zeros)  # as logged

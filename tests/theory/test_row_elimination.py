@@ -105,6 +105,16 @@ def test_single_precision_finds_nearly_the_same_error():
         np.testing.assert_allclose(a, b, rtol=2e-2)
 
 
+def test_single_precision_has_digits_for_inputs_and_rows_of_all_sizes():
+    H, _, best = problem(10, 40, 3, 0.3)
+    scales, rows = 10.0 ** np.linspace(-9, 9, 40), np.array([[1e-25], [1.0], [1e25]])
+    plain = eliminate_rows(H, best)
+    scaled = eliminate_rows(H * scales * scales[:, None], best / scales * rows, precision="float32")
+    np.testing.assert_allclose(scaled.errors[:, [5, 10, 20, 30]] / rows**2, plain.errors[:, [5, 10, 20, 30]], rtol=0.2)
+    assert (np.sort(scaled.order, axis=1) == np.arange(40)).all()
+    assert np.isfinite(scaled.costs).all()
+
+
 def test_groups_of_rows_give_the_same(monkeypatch):
     H, _, best = problem(6, 30, 7)
     whole = eliminate_rows(H, best)
@@ -150,6 +160,13 @@ def test_sparsegpt_removes_its_share_of_every_block_and_beats_dropping_by_its_sc
     assert quadratic[0] <= quadratic[1] * (1 + 1e-9)
     refitted = excess(H, best, pruned != 0).sum()
     assert refitted <= quadratic[0] * (1 + 1e-9) + 1e-12
+
+
+@settings(max_examples=20, deadline=None)
+@given(c=st.integers(1, 5), d=st.integers(1, 30), block=st.integers(1, 12), sparsity=st.floats(0, 0.99))
+def test_sparsegpt_removes_as_many_as_asked(c, d, block, sparsity):
+    H, _, best = problem(11, d, c, 0.3)
+    assert (sparsegpt_rows(H, best, sparsity, block=block) == 0).sum() == round(c * d * sparsity)
 
 
 def test_sparsegpt_column_by_column_is_the_surgeon_with_a_fixed_order():

@@ -25,7 +25,6 @@ from ellq.pruning.chain_steps import (
     LAYERS,
     WeightLayer,
     as_double,
-    norm_factors,
     passed_on,
     rms,
     rounded_out,
@@ -47,8 +46,6 @@ from ellq.theory import (
     unit_error_l1,
     unit_error_lq,
 )
-
-_BATCH_NORMS, _norm_factors, _steps = BATCH_NORMS, norm_factors, steps_of  # for mask_report, until it reads chain_steps
 
 
 def chain_bounds(

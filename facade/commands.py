@@ -278,7 +278,7 @@ def prune_checkpoint(
     pattern: str | None = None,
     method: Literal["lq", "id"] = "lq",
     rule: str = "ellq",
-    settings: dict[str, float | str] | None = None,
+    settings: dict[str, int | float | str] | None = None,
     q: float | None = None,
     least: NonNegativeInt | None = None,
     include: list[str] | None = None,

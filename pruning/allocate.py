@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ellq.pruning.authors import diao2023, diao2023_budget, yang2022, yang2022_budget
-from ellq.pruning.largest import Layer, Survey, count_largest, magnitudes
+from ellq.pruning.largest import Counts, Layer, Survey, count_largest, magnitudes
 from ellq.pruning.layers import Allocation, Layers, same_reason
 from ellq.pruning.least_bound import least_bound
 from ellq.theory import Array
@@ -129,18 +129,36 @@ def lamp(layers: Layers, retained: int) -> Allocation:
 
 
 def _by_lamp_scores(layers: Layers, retained: int, reason: str) -> Allocation:
-    scores = [_lamp_scores(layer, found) for layer, found in zip(layers.weights, layers.surveys, strict=True)]
-    minima = [np.array([minimum.sum()]) for minimum in layers.minima]
-    shares = count_largest([score[None] for score in scores], retained, scales=None, minima=minima)
-    return _by_layer(layers, [int(share[0]) for share in shares], reason)
+    cases = zip(layers.weights, layers.surveys, layers.minima, strict=True)
+    scores = [_lamp_scores(layer, found, minimum) for layer, found, minimum in cases]
+    shares = [int(minimum.sum()) for minimum in layers.minima]
+    places = [place for place, score in enumerate(scores) if score.size]
+    if places:
+        free = count_largest([scores[i][None] for i in places], retained - sum(shares), scales=None, minima=None)
+        for place, own in zip(places, free, strict=True):
+            shares[place] += int(own[0])
+    return _by_layer(layers, shares, reason)
 
 
-def _lamp_scores(layer: Layer, found: Survey) -> Array:
-    """Return the scores of a layer's weights, from its largest to its smallest; they fall."""
-    joined = np.concatenate([block.ravel() for _, block in magnitudes(layer)])
+def _lamp_scores(layer: Layer, found: Survey, minimum: Counts) -> Array:
+    """Return the scores of the weights that no unit's minimum holds, from the largest to the smallest; they fall.
+
+    What is held counts as larger than all of them.
+    """
+    free, held = [], 0.0
+    for rows, block in magnitudes(layer):
+        low = minimum[rows]
+        if low.any():
+            block.sort(axis=1)
+            is_held = np.arange(block.shape[1]) >= block.shape[1] - low[:, None]
+            held += float(np.square(np.ldexp(block[is_held].astype(np.float64), -found.exponent)).sum())
+            block = block[~is_held]
+        free.append(block.ravel())
+    joined = np.concatenate(free)
     joined.sort()
     squares = np.ldexp(joined.astype(np.float64), -found.exponent)[::-1] ** 2
-    return np.asarray(np.divide(squares, np.cumsum(squares), out=np.zeros_like(squares), where=squares > 0))
+    totals = held + np.cumsum(squares)
+    return np.asarray(np.divide(squares, totals, out=np.zeros_like(squares), where=squares > 0))
 
 
 def by_tolerance(layers: Layers, tol: float) -> Allocation:

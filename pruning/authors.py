@@ -8,6 +8,7 @@ the formula says. Nothing guards a layer, or a unit in the wider scopes, from lo
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -247,7 +248,7 @@ class _Round:
         return f"PQ index p = {self.p:g}, q = {self.q:g}, η = {self.eta:g}, γ = {self.gamma:g}, β = {self.beta:g}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Survivors:
     """The weights that are left of every vector: those not below its cut.
 
@@ -274,6 +275,7 @@ class _Survivors:
         sizes = np.bincount(np.concatenate(vector), weights=nonzeros).astype(np.int64)
         return _Survivors(layers, vector, np.zeros(sizes.size), sizes)
 
+    @functools.lru_cache(maxsize=2)  # noqa: B019 -- a round asks many times for the same; few states live at once
     def effective(self, p: float, q: float) -> Array:
         """Return N_{p,q} = d·(1 − I_{p,q})^(pq/(q−p)) of the survivors of each vector; 0 of one with none.
 

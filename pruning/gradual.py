@@ -31,6 +31,7 @@ from ellq.pruning.budget import KINDS
 from ellq.pruning.mask_parametrization import install_, masks_of, remove_, stored_tensors
 from ellq.pruning.plan import Plan
 from ellq.pruning.prune import plan
+from ellq.pruning.refit import CHOOSING
 from ellq.pruning.training import ClassifierTrainer
 from ellq.theory import open_fraction
 from ellq.theory.arguments import count
@@ -141,7 +142,7 @@ def gradual(
     steps, epochs = count(steps, "steps", low=1, high=10**6), count(epochs, "epochs", low=1, high=10**9)
     seed = count(seed, "seed", low=0, high=2**63 - 1)
     targets = _targets(schedule, steps, sparsity, regrow)
-    decide = _decider(plan_with)
+    decide = _decider(plan_with, regrow=regrow)
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if is_lazy(tensor):
             raise ValueError(f"Tensor {name!r} is not initialised. Run one forward pass first.")
@@ -357,13 +358,18 @@ def _targets(schedule: str | Schedule, steps: int, sparsity: float, regrow: bool
     return targets
 
 
-def _decider(plan_with: Mapping[str, Any] | Decide | None) -> Decide:
+def _decider(plan_with: Mapping[str, Any] | Decide | None, *, regrow: bool) -> Decide:
     options: Mapping[str, Any] = {}
     if isinstance(plan_with, Mapping):
         options = plan_with
         for name in KINDS:
             if name in options:
                 raise ValueError(f"plan_with holds {name!r}, but the budget is the schedule's. Leave it out.")
+        if options.get("refit") in (*CHOOSING, "auto") and not regrow:
+            raise ValueError(
+                f"plan_with holds refit={options['refit']!r}, which may bring removed entries back, but masks only"
+                " shrink. Use refit='least_squares', or pass regrow=True."
+            )
     elif plan_with is not None and not callable(plan_with):
         raise TypeError(f"plan_with must be keyword arguments or a function, got {type(plan_with).__name__}.")
 

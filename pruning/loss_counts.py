@@ -16,7 +16,7 @@ from ellq.analysis import as_input, track
 from ellq.pruning.masks import maskable_weights, retained_entries
 from ellq.pruning.patches import PatchLayer, outputs_at, positions_of
 from ellq.pruning.plan import Plan
-from ellq.pruning.refit import RIDGE, layers_of, problems_of, weight_name
+from ellq.pruning.refit import RIDGE, is_affordable, layers_of, problems_of, weight_name
 from ellq.pruning.walk import does_not_run, tensors_in, walk
 from ellq.theory import Array, eliminate_rows
 
@@ -35,7 +35,8 @@ def share_by_loss(model: nn.Module, plan: Plan, batches: Sequence[Tensor], *, le
 
     Args:
         model: the dense model; not changed.
-        plan: of ``method="lq"``. Layers that cannot be refitted keep what they have; where the plan's budget is by
+        plan: of ``method="lq"``. Layers that cannot be refitted, or are too large to be eliminated row by row (see
+            ``refit_masks``), keep what they have; where the plan's budget is by
             layer, each layer keeps its total, and where it is in bytes, the layers of each type theirs.
         batches: calibration inputs.
         least: what every unit with a weight other than 0 retains at least.
@@ -61,6 +62,8 @@ def share_by_loss(model: nn.Module, plan: Plan, batches: Sequence[Tensor], *, le
     for arrival in track(walk(dense, dense, fed, layers), "weighing units", total=len(layers)):
         name = weight_name(arrival.name)
         layer = cast(PatchLayer, dense.get_submodule(arrival.name))
+        if not is_affordable(len(layer.weight), layer.weight[0].numel()):
+            continue
         centred = layer.bias is not None or arrival.norm is not None
         problems = list(problems_of(layer, arrival, masks[name], centred=centred, draw=draw))
         energy = sum(float(problem.energy.sum()) for problem in problems)

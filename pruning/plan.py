@@ -125,6 +125,7 @@ class Plan:
                 f"The entries of layer {fixed_layer!r} were chosen one by one, for the plan's own counts. Make a new"
                 " plan, or leave that layer as it is."
             )
+        edited.loc[is_edited, "reason"] = "edited"
         return replace(self, table=edited)
 
     def to_json(self) -> str:
@@ -263,7 +264,7 @@ def plan_table(
 
 def _checked(table: pd.DataFrame) -> pd.DataFrame:
     """Return a table with its types restored; refuse counts that are not whole numbers in [0, size]."""
-    counts = pd.to_numeric(table["retained"])
+    counts = pd.to_numeric(table["retained"], errors="coerce")
     bad = ~(counts.between(0, table["size"]) & (counts % 1 == 0))
     if bad.any():
         worst = table.loc[bad].iloc[0]

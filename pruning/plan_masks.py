@@ -40,6 +40,10 @@ def plan_masks(
 ) -> Plan:
     """Decide what every unit keeps by a rule of ``LQ_RULES``; see ``ellq.plan`` for the arguments and errors."""
     _check_settings(rule, budget, settings)
+    if least and rule in RULES and RULES[rule].takes_eta and budget.kind != "tol":
+        raise ValueError(
+            f"rule={rule!r} meets a budget as its authors' code would, which knows no least=. Leave it out."
+        )
     if budget.kind == "pattern" and least is not None:
         raise ValueError(f"least={least} has no place beside pattern=, which says what every unit keeps. Leave it out.")
     weights = covered(model, maskable_weights(model), include=include, exclude=exclude)
@@ -70,7 +74,11 @@ def plan_masks(
         decided, kept = _by_bytes(maker, int(budget.value), budget.storage)  # type: ignore[arg-type]
     else:
         decided, kept = maker.by_shares(_shares(layers, budget, list(sparsities.values())))
-    noted = dict(settings) | budget.settings() | ({} if least is None else {"least": least})
+    noted = (
+        {name: _plain(value) for name, value in settings.items()}
+        | budget.settings()
+        | ({} if least is None else {"least": least})
+    )
     return Plan("lq", rule, noted, _table(layers, decided, asked_least), kept=kept)
 
 
@@ -232,6 +240,11 @@ def _table(layers: Layers, decided: Allocation, least: int) -> Any:
         which = np.where(found.nonzeros == 0, 2, np.where((counts == minimum) & (minimum > 0), 1, 0))
         reasons += told[which].tolist()
     return plan_table(names, unit, size, retained, reasons)
+
+
+def _plain(value: Any) -> Any:
+    """Return a NumPy number as Python's, for JSON."""
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _check_settings(rule: str, budget: Budget, settings: Mapping[str, Any]) -> None:

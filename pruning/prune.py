@@ -20,7 +20,7 @@ from ellq.pruning.loss_counts import share_by_loss
 from ellq.pruning.mask_parametrization import is_masked
 from ellq.pruning.plan import Plan
 from ellq.pruning.plan_masks import LQ_RULES, plan_masks
-from ellq.pruning.refit import REFITS, refit_masks
+from ellq.pruning.refit import CHOOSING, REFITS, refit_masks
 from ellq.pruning.rescale import rescale_masks
 from ellq.theory import open_fraction
 from ellq.theory.arguments import count
@@ -176,7 +176,8 @@ def plan(
 def prune(model: Model, calibration: Calibration | None = None, *, inplace: bool = False, **arguments: Any) -> Model:
     """Return a pruned copy of a model: ``apply(model, plan(model, …))``, its masks baked in by ``finalize``.
 
-    The plan is what carries the guarantee.
+    The plan, with its guarantee and what was measured, is kept at ``pruned.ellq_plan``; it speaks of the moment of
+    pruning, not of what is done to the model later.
 
     Args:
         model: the model, or for ``"lq"`` its state dict; not changed unless ``inplace``.
@@ -192,8 +193,13 @@ def prune(model: Model, calibration: Calibration | None = None, *, inplace: bool
 
     Reference: see ``plan``.
     """
-    pruned = apply(model, plan(model, calibration, **arguments), inplace=inplace)
-    return finalize(pruned, inplace=True) if isinstance(pruned, nn.Module) else pruned
+    decided = plan(model, calibration, **arguments)
+    pruned = apply(model, decided, inplace=inplace)
+    if not isinstance(pruned, nn.Module):
+        return pruned
+    finished = finalize(pruned, inplace=True)
+    vars(finished)["ellq_plan"] = decided  # a plain attribute: no part of state_dict or of what torch sees
+    return finished
 
 
 def _way_of_refitting(
@@ -201,19 +207,19 @@ def _way_of_refitting(
 ) -> str:
     """Return which refit is meant; refuse what cannot be."""
     _one_of(refit, ("auto", "none", "rescale", *REFITS), "refit")
-    fixes_counts = budget.kind in ("pattern", "tol")
+    has_pattern = budget.kind == "pattern" or (budget.kind == "bytes" and budget.storage == "2:4")
     if refit == "auto":
         if rule != "ellq" or not isinstance(model, nn.Module):
             return "none"
         if calibration is None:
             return "none" if budget.kind == "tol" else "rescale"  # a tolerance is a promise about the weights
-        return "least_squares" if fixes_counts else "obs"
+        return "least_squares" if has_pattern or budget.kind == "tol" else "obs"
     if refit != "none" and not isinstance(model, nn.Module):
         raise TypeError(f"refit={refit!r} runs the model. Pass the nn.Module, not its state dict, or refit='none'.")
     if refit in REFITS and calibration is None:
         raise ValueError(f"refit={refit!r} needs calibration inputs. Pass them as the second argument.")
-    if refit in ("obs", "sparsegpt", "reweight") and budget.kind == "pattern":
-        raise ValueError(f"refit={refit!r} chooses entries anew, against pattern=. Use refit='least_squares'.")
+    if refit in CHOOSING and has_pattern:
+        raise ValueError(f"refit={refit!r} chooses entries anew, against a pattern. Use refit='least_squares'.")
     return refit
 
 

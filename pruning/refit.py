@@ -28,6 +28,7 @@ Kept = npt.NDArray[np.bool_]
 RIDGE = 1e-2
 """What is added to the diagonal of the inputs' second moments, relative to its mean."""
 _SAMPLES = 100  # positions per weight of a unit that are looked at; more do not change the fit, fewer do
+_OPERATIONS = 2e12  # of an elimination; about five minutes on two processors
 _SPARSEGPT_RIDGE = 1e-2  # the authors' percdamp
 
 
@@ -106,7 +107,14 @@ def _least_squares(problem: _Problem) -> _Fitted:
     return _Fitted(fit_rows(*problem.ridged(RIDGE), problem.kept), problem.kept)
 
 
+def is_affordable(units: int, size: int) -> bool:
+    """Whether elimination row by row is worth its time for a layer."""
+    return units * size**3 <= _OPERATIONS
+
+
 def _surgeon(problem: _Problem) -> _Fitted:
+    if not is_affordable(*problem.dense.shape):
+        return _least_squares(problem)
     H, R = problem.ridged(RIDGE)
     paths = eliminate_rows(H, np.linalg.solve(H, R.T).T, precision="float32")
     kept = paths.kept(problem.kept.sum(axis=1))
@@ -161,6 +169,10 @@ REFITS: dict[str, Refit] = {
 }
 
 
+CHOOSING = ("obs", "reweight", "sparsegpt")
+"""The refits that choose anew which entries stay."""
+
+
 def refit_masks(model: nn.Module, plan: Plan, batches: Sequence[Tensor], *, refit: str, seed: int = 0) -> Plan:
     """Choose anew and refit what a plan of masks retains, layer by layer in the order they run, without gradients.
 
@@ -168,8 +180,11 @@ def refit_masks(model: nn.Module, plan: Plan, batches: Sequence[Tensor], *, refi
     - ``"least_squares"``: the retained weights of every unit, and its shift, fitted to the dense network's output.
     - ``"obs"``: besides, which weights of a unit stay is chosen by elimination (``eliminate_rows``), as many as the
       plan says; the plan's own choice stays where it does better.
-    - ``"reweight"``: the rule of ``ellq.theory.reweight`` on the dense network's inputs, with its guarantee.
-    - ``"sparsegpt"``: SparseGPT at the plan's sparsity of every layer.
+      Layers for which that would take more than 2e12 operations (units times the cube of their size) are refitted by
+      ``"least_squares"``.
+    - ``"reweight"``: the rule of ``ellq.theory.reweight`` on the dense network's inputs, with its guarantee; a unit may
+      retain fewer than the plan says, where one entry is picked twice.
+    - ``"sparsegpt"``: SparseGPT at the plan's sparsity of every layer; like the authors', it knows no minimum of units.
 
     The first three never raise a unit's error on the positions that are looked at, rounding aside; nor does
     ``"reweight"`` where the plan keeps the largest of each unit. A shift goes through the layer's bias, or the batch
@@ -227,7 +242,11 @@ def refit_masks(model: nn.Module, plan: Plan, batches: Sequence[Tensor], *, refi
         fits = [way.fit(problem) for problem in problems]
         shape = masks[name].shape
         kept[name] = np.concatenate([fit.kept for fit in fits]).reshape(shape)
-        table.loc[table["layer"] == name, "retained"] = kept[name].reshape(len(kept[name]), -1).sum(axis=1)
+        own = table["layer"] == name
+        counts = kept[name].reshape(int(own.sum()), -1).sum(axis=1)
+        if refit in CHOOSING and (counts != table.loc[own, "retained"]).any():
+            table.loc[own, "reason"] = f"chosen by refit {refit}"
+        table.loc[own, "retained"] = counts
         values[name] = _set_(layer.weight, np.concatenate([fit.weights for fit in fits]).reshape(shape))
         stored = list(as_rows(layer, torch.from_numpy(values[name])).double().numpy())
         before = after = np.zeros(shape[0])

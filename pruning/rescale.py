@@ -52,30 +52,33 @@ def rescale_masks(model: nn.Module, plan: Plan, *, example: Tensor | None = None
 
     Reference: ours; after Nagel et al. 2019 (data-free quantisation), who correct means by norms' statistics.
     """
-    dense = copy.deepcopy(model).eval()
-    masks = retained_entries(maskable_weights(dense), plan)
-    changed = copy.deepcopy(dense)
-    mask_(maskable_weights(changed), plan)
-    norms = norms_of(dense)
-    has_norms = any(keeps_statistics(module) for module in dense.modules())
+    masks = retained_entries(maskable_weights(model), plan)
+    has_norms = any(keeps_statistics(module) for module in model.modules())
+    norms = norms_of(model) if has_norms else {}
     values: dict[str, npt.NDArray[Any]] = {}
-    for name in layers_of(dense, masks):
-        if name in norms if norms is not None else has_norms:
+    for name in layers_of(model, masks):
+        if norms is None or name in norms:
             continue
-        scaled = _rescaled(dense.get_submodule(name), changed.get_submodule(name))
-        with torch.no_grad():
-            cast(Tensor, changed.get_submodule(name).weight).copy_(scaled)
+        scaled = _rescaled(cast(Tensor, model.get_submodule(name).weight), masks[weight_name(name)])
         values[weight_name(name)] = _plain(scaled)
     if has_norms:
+        dense = copy.deepcopy(model).eval()
+        changed = copy.deepcopy(dense)
+        mask_(maskable_weights(changed), plan)
+        tensors = changed.state_dict()
+        for name, value in values.items():
+            tensors[name].copy_(torch.from_numpy(value))
         values |= _moved(dense, changed, example, seed)
     return replace(plan, values=values, settings=plan.settings | {"refit": "rescale"})
 
 
-def _rescaled(dense: nn.Module, masked: nn.Module) -> Tensor:
-    before, after = (cast(Tensor, layer.weight).detach() for layer in (dense, masked))
-    lengths = [weight.double().flatten(1).norm(dim=1) for weight in (before, after)]
+def _rescaled(weight: Tensor, mask: Tensor) -> Tensor:
+    """Return a masked weight whose units have their lengths back."""
+    before = weight.detach().flatten(1)
+    after = torch.where(mask.to(weight.device).flatten(1), before, 0.0)
+    lengths = [torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64) for rows in (before, after)]
     factor = torch.where(lengths[1] > 0, lengths[0] / lengths[1], 1.0)
-    return (after.double() * factor.reshape(-1, *[1] * (after.ndim - 1))).to(before.dtype)
+    return (after.double() * factor[:, None]).to(weight.dtype).reshape(weight.shape)
 
 
 def _plain(tensor: Tensor) -> npt.NDArray[Any]:
@@ -94,6 +97,8 @@ def _moved(dense: nn.Module, changed: nn.Module, example: Tensor | None, seed: i
         safe = torch.where(is_known, variance, 1.0)
         ratio = torch.where(is_known, (other_variance / safe).clamp(*_LIMITS), 1.0)
         drift = torch.where(is_known, (other_mean - mean) * (own_variance / safe).sqrt(), 0.0)
+        if not drift.any() and (ratio == 1).all():
+            continue
         values[f"{name}.running_mean"] = _plain((own_mean + drift).to(norm.running_mean.dtype))
         values[f"{name}.running_var"] = _plain((own_variance * ratio).to(norm.running_var.dtype))
     return values

@@ -4,10 +4,12 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+import ellq
 from ellq.pruning.authors import diao2023, diao2023_budget, yang2022, yang2022_budget
 from ellq.pruning.layers import Layers
 from ellq.theory import effective_count, pq_index
@@ -251,3 +253,16 @@ class TestDiao2023Budget:
 def test_settings_out_of_range_are_refused(rule, arguments, says):
     with pytest.raises(ValueError, match=says):
         rule(open_layers([np.ones((2, 3))]), 0.0, **arguments)
+
+
+@pytest.mark.parametrize("rule", ["yang2022", "diao2023"])
+def test_a_budget_knows_no_minimum_of_units(rule):
+    net = torch.nn.Sequential(torch.nn.Linear(20, 8))
+    with pytest.raises(ValueError, match="knows no least="):
+        ellq.plan(net, rule=rule, nonzeros=80, least=2)
+
+
+def test_numpy_settings_are_written():
+    net = torch.nn.Sequential(torch.nn.Linear(20, 8))
+    made = ellq.plan(net, rule="synflow", rounds=np.int64(2), sparsity=0.5)
+    assert ellq.Plan.from_json(made.to_json()).settings["rounds"] == 2

@@ -550,3 +550,10 @@ class TestArguments:
 
         with pytest.raises(GradualError, match="method 'id', but gradual pruning masks"):
             gradual(mlp(4, 9, 3), nothing, **OPTIONS, plan_with=decide)
+
+
+@pytest.mark.parametrize("refit", ["obs", "auto", "reweight", "sparsegpt"])
+def test_refits_that_bring_entries_back_need_regrow(refit):
+    options = {"calibration": gaussian(16, 4), "refit": refit}
+    with pytest.raises(ValueError, match="masks only shrink"):
+        gradual(mlp(4, 8, 3), nothing, sparsity=0.5, steps=2, plan_with=options)

@@ -187,6 +187,18 @@ class TestWithRetained:
         with pytest.raises(ValueError, match="Make a new plan with refit='none'"):
             first.with_retained(first.to_frame())
 
+    def test_says_which_numbers_were_edited_and_refuses_text(self):
+        made = masks()
+        table = made.to_frame()
+        table.loc[0, "retained"] -= 1
+        edited = made.with_retained(table)
+        assert edited.table["reason"][0] == "edited"
+        assert (edited.table["reason"][1:] == made.table["reason"][1:]).all()
+        table["retained"] = table["retained"].astype(object)
+        table.loc[0, "retained"] = "a"
+        with pytest.raises(ValueError, match="is not a whole number"):
+            made.with_retained(table)
+
 
 class TestShown:
     @pytest.mark.parametrize(("method", "rule"), CASES)

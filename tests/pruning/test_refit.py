@@ -452,3 +452,13 @@ def test_unknown_ways_are_named():
     net = mlp(3, 2)
     with pytest.raises(ValueError, match=r"refit='magic' is unknown\. Choose one of 'bias'"):
         refit_masks(net, masks_only(net), [gaussian(3, 3)], refit="magic")
+
+
+def test_layers_too_large_to_eliminate_are_fitted_by_least_squares(monkeypatch):
+    net, inputs = mlp(12, 10, 3), gaussian(200, 12)
+    expected = ellq.plan(net, inputs, sparsity=0.6, refit="least_squares")
+    monkeypatch.setattr("ellq.pruning.refit._OPERATIONS", 1.0)
+    found = ellq.plan(net, inputs, sparsity=0.6, refit="obs")
+    assert found.table["retained"].equals(expected.table["retained"])
+    for name, value in expected.values.items():
+        np.testing.assert_array_equal(found.values[name], value)

@@ -66,6 +66,15 @@ def test_a_budget_for_two_in_four_is_that_pattern_or_refused():
         ellq.plan(net, bytes=needed - 1, storage="2:4")
 
 
+def test_two_in_four_stays_so_when_it_is_refitted():
+    net = mlp(16, 20, 8)
+    pruned = ellq.prune(net, torch.randn(64, 16), bytes=10**6, storage="2:4")
+    for layer in (module for module in pruned if isinstance(module, nn.Linear)):
+        assert (layer.weight.reshape(-1, 4) != 0).sum(1).max() <= 2
+    with pytest.raises(ValueError, match="against a pattern"):
+        ellq.plan(net, torch.randn(64, 16), bytes=10**6, storage="2:4", refit="obs")
+
+
 def test_a_dense_format_keeps_all_or_does_not_fit():
     net = mlp(16, 20, 8)
     assert ellq.plan(net, bytes=4 * (16 * 20 + 20 * 8), storage="dense").sparsity == 0.0

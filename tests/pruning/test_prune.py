@@ -458,8 +458,8 @@ class TestBudgets:
 @pytest.mark.parametrize("budget", [{"sparsity": 0.5}, {"method": "id", "tol": 0.05}])
 def test_what_prune_returns_carries_its_plan(budget):
     net, inputs = mlp(6, 16, 3), gaussian(200, 6)
-    pruned = ellq.prune(net, inputs, **budget)
-    assert pruned.ellq_plan.table["retained"].equals(ellq.plan(net, inputs, **budget).table["retained"])
+    pruned = prune(net, inputs, **budget)
+    assert pruned.ellq_plan.table["retained"].equals(plan(net, inputs, **budget).table["retained"])
     assert (pruned.ellq_plan.guarantee is not None) == ("tol" in budget)
     assert list(pruned.state_dict()) == list(net.state_dict())
     assert copy.deepcopy(pruned).ellq_plan.sparsity == pruned.ellq_plan.sparsity

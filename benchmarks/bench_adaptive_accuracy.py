@@ -238,7 +238,8 @@ def _table(rows: pd.DataFrame) -> str:
         for has_our_refit, title in ((False, "best other"), (True, "best other with our refit")):
             others = [name for name in order if CONTENDERS[name].has_our_refit == has_our_refit and name not in OURS]
             verdicts = [_verdict(rows[rows["sparsity"] == s], ours, others) for s in sparsities]
-            lines.append([f"*ours against the {title}*", *verdicts, *([""] if has_time else [])])
+            if any(verdicts):
+                lines.append([f"*ours against the {title}*", *verdicts, *([""] if has_time else [])])
     head, *body = ["| " + " | ".join(line) + " |" for line in lines]
     return "\n".join([head, "|---" * len(lines[0]) + "|", *body])
 
@@ -247,7 +248,7 @@ def _cell(rows: pd.DataFrame) -> str:
     if rows.empty:
         return ""
     short = rows["reached"].mean() < rows["sparsity"].iloc[0] - 1e-3
-    return _percent(rows["accuracy"]) + (f" (stops at {rows['reached'].mean():.3f})" if short else "")
+    return _percent(rows["accuracy"]) + (f" at {rows['reached'].mean():.3f}" if short else "")
 
 
 def _percent(values: pd.Series) -> str:

@@ -296,9 +296,9 @@ def prune_checkpoint(
     """Prune a checkpoint and write model.safetensors and plan.json to a folder.
 
     Method lq by magnitude needs the weights alone; with --model and --data what stays is refitted, without training,
-    which costs much less accuracy. Method id and the rules synflow, snip, taylor, wanda and least_bound run the model,
-    so they need --model and (synflow where the first layer is Linear does not) --data. Give one budget: --sparsity,
-    --tol, --nonzeros, --bytes or --pattern.
+    which costs much less accuracy. Method id and the rules flow, synflow, snip, taylor, wanda and least_bound run the
+    model, so they need --model and --data (flow and synflow no data where the first layer is Linear). Give one budget:
+    --sparsity, --tol, --nonzeros, --bytes or --pattern.
 
     Args:
         weights: checkpoint with the weights to prune.
@@ -312,7 +312,8 @@ def prune_checkpoint(
         storage: csr, coo, bitmask, dense or 2:4.
         pattern: such as 2:4, two of every four weights.
         method: lq (weights set to zero, per unit) or id (hidden units removed, the next layer corrected).
-        rule: ellq, exact, least_bound, yang2022, diao2023, uniform, global, lamp, erk, synflow, snip, taylor or wanda
+        rule: ellq, flow, exact, least_bound, yang2022, diao2023, uniform, global, lamp, erk, synflow, snip, taylor or
+            wanda
             (method lq); ellq or chee2021 (method id).
         settings: of the rule, as '{"scope": "layer", "gamma": 3}'.
         q: order of the quasi-norm, for the rules that have one.
@@ -349,7 +350,7 @@ def prune_checkpoint(
     if tol is not None and not (0 < tol < 1 or (tol >= 0 and rule in ("yang2022", "diao2023"))):
         raise UsageError(f"tol={tol:g} is outside (0, 1). Choose a fraction such as tol=0.5.")
     needs_data = method == "id" or rule in ("least_bound", "snip", "taylor", "wanda")
-    if (needs_data and data is None) or ((needs_data or rule == "synflow") and model is None):
+    if (needs_data and data is None) or ((needs_data or rule in ("flow", "synflow")) and model is None):
         name = f"Method {method}" if method == "id" else f"Rule {rule}"
         needed = "--model package.module:function and --data NAME" if needs_data else "--model package.module:function"
         raise UsageError(f"{name} runs the model on data. Give {needed}.")

@@ -64,6 +64,8 @@ def plan(
     - ``"diao2023"``: a round of the authors' adaptive pruning by PQ index. ``tol`` is η ≥ 0, a budget repeats rounds.
       Settings: ``p``, ``q``, ``gamma``, ``beta``, ``scope``, and with a budget ``eta``.
     - ``"uniform"``, ``"erk"``, ``"lamp"``, ``"global"``: the usual baselines by magnitude.
+    - ``"flow"`` (ours, setting ``rounds``): the largest flow of energy, without data the better one of ours where no
+      batch norm follows layers; needs at most an input's shape.
     - ``"synflow"`` (setting ``rounds``), ``"snip"``, ``"taylor"``, ``"wanda"``: by scores; what stays is then in
       ``plan.kept``. SNIP and Taylor need batches of (inputs, labels), Wanda inputs, SynFlow at most an input's shape.
 
@@ -98,8 +100,8 @@ def plan(
             ``"bias"``, ``"least_squares"``, ``"obs"``, ``"reweight"`` or ``"sparsegpt"``, see
             ``ellq.pruning.refit_masks``; what was measured is in ``plan.measured``. ``"auto"``, for ``rule="ellq"``:
             ``"obs"`` with calibration inputs (``"least_squares"`` where the budget is a pattern or a tolerance) and
-            ``"rescale"`` without (``"none"`` where the budget is a tolerance); ``"none"`` for a state dict and for all
-            other rules.
+            ``"rescale"`` without (``"none"`` where the budget is a tolerance). For ``rule="flow"``: ``"rescale"``.
+            ``"none"`` for a state dict and for all other rules.
         **settings: of the rule.
 
     Returns:
@@ -208,6 +210,8 @@ def _way_of_refitting(
     """Return which refit is meant; refuse what cannot be."""
     _one_of(refit, ("auto", "none", "rescale", *REFITS), "refit")
     has_pattern = budget.kind == "pattern" or (budget.kind == "bytes" and budget.storage == "2:4")
+    if refit == "auto" and rule == "flow":
+        return "none" if has_pattern else "rescale"
     if refit == "auto":
         if rule != "ellq" or not isinstance(model, nn.Module):
             return "none"

@@ -9,9 +9,13 @@ from torch import nn
 from torch.nn import functional
 
 import ellq
+from ellq.pruning.largest import survey
+from ellq.pruning.layers import Layers, minima_of
+from ellq.pruning.masks import maskable_weights
+from ellq.pruning.scores import Share, flow
 from pruned_nets import assert_unchanged, gaussian, mlp, snapshot
 
-RULES = ["synflow", "snip", "taylor", "wanda"]
+RULES = ["flow", "synflow", "snip", "taylor", "wanda"]
 
 
 def data(n=40, width=6, classes=3):
@@ -204,3 +208,56 @@ class TestWanda:
             ellq.plan(mlp(6, 9, 3), rule="wanda", sparsity=0.5)
         with pytest.raises(ValueError, match=r"no inputs of 'weight_ih_l0'"):
             ellq.plan(nn.LSTM(3, 4), gaussian(5, 2, 3), rule="wanda", sparsity=0.5)
+
+
+class TestFlow:
+    def test_is_the_energy_of_the_paths_through_a_weight(self):
+        net = mlp(3, 4, 2)
+        layers = [m for m in net if isinstance(m, nn.Linear)]
+        A, B = (layer.weight.detach().double() ** 2 for layer in layers)
+        expected = [A * B.sum(0)[:, None], B * A.sum(1)]
+        joined = torch.cat([score.flatten() for score in expected])
+        for retained in (5, 10, 15):
+            decided = ellq.plan(net, rule="flow", rounds=1, nonzeros=retained)
+            cut = joined.sort(descending=True).values[retained - 1]
+            for mask, score in zip(decided.kept.values(), expected, strict=True):
+                assert (torch.from_numpy(mask) == (score >= cut)).all()
+
+    def test_layers_share_one_total(self):
+        net = mlp(5, 7, 6, 3)
+        weights = maskable_weights(net)
+        surveys = tuple(survey(w.layer(), w.name) for w in weights)
+        layers = Layers(
+            tuple(w.name for w in weights),
+            tuple(w.layer() for w in weights),
+            surveys,
+            minima_of(surveys, 0),
+            tuple(tuple(w.tensor.shape) for w in weights),
+            net,
+        )
+        scores = flow(layers, [Share((0, 1, 2), 10)], rounds=1)
+        totals = [float(score.sum()) for score in scores]
+        assert totals == pytest.approx([totals[0]] * 3, rel=1e-12)
+
+    def test_a_batch_norm_multiplies_energies(self):
+        net = nn.Sequential(nn.Linear(3, 4, bias=False), nn.BatchNorm1d(4), nn.Linear(4, 2, bias=False)).eval()
+        net[1].running_var.copy_(torch.tensor([0.5, 1.0, 2.0, 4.0]))
+        nn.init.uniform_(net[1].weight, 0.5, 2.0)
+        nn.init.normal_(net[1].bias)
+        folded = nn.Sequential(nn.Linear(3, 4, bias=False), nn.Linear(4, 2, bias=False))
+        scale = (net[1].weight / (net[1].running_var + net[1].eps).sqrt()).detach()
+        folded[0].weight.data = net[0].weight.data * scale[:, None]
+        folded[1].weight.data = net[2].weight.data
+        ours = ellq.plan(net, rule="flow", rounds=1, nonzeros=9).kept
+        same = ellq.plan(folded, rule="flow", rounds=1, nonzeros=9).kept
+        for mine, theirs in zip(ours.values(), same.values(), strict=True):
+            assert (mine == theirs).all()
+
+    def test_is_rescaled_by_default_and_meets_its_budget(self):
+        net = mlp(20, 16, 12, 4)
+        decided = ellq.plan(net, rule="flow", sparsity=0.8)
+        assert decided.settings["refit"] == "rescale"
+        assert decided.sparsity == pytest.approx(0.8, abs=1e-2)
+        pruned = ellq.prune(net, rule="flow", sparsity=0.8)
+        before, after = net[0].weight.norm(dim=1), pruned[0].weight.norm(dim=1)
+        assert torch.allclose(before[after > 0], after[after > 0], rtol=1e-5)

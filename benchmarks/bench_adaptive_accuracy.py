@@ -46,7 +46,7 @@ class Contender:
     Attributes:
         arguments: of ``ellq.plan``, besides the sparsity.
         inputs: what it is given: "none", "shape" (one image, of which only the shape is looked at) or "images".
-        is_ours: whether it is what ``ellq.plan`` does by default.
+        is_ours: whether rule and refit are what we recommend.
     """
 
     arguments: dict[str, Any] = field(default_factory=dict)
@@ -61,6 +61,7 @@ class Contender:
 
 CONTENDERS = {
     "ours": Contender(is_ours=True),
+    "ours, flow": Contender({"rule": "flow"}, "shape", is_ours=True),
     "lamp": Contender({"rule": "lamp"}),
     "global": Contender({"rule": "global"}),
     "global + rescale": Contender({"rule": "global", "refit": "rescale"}),
@@ -82,7 +83,7 @@ CONTENDERS = {
     "wanda": Contender({"rule": "wanda"}, "images"),
     "wanda + least_squares": Contender({"rule": "wanda", "refit": "least_squares"}, "images"),
 }
-OURS = ("ours", "ours, no rescale", "ours + images")
+OURS = ("ours", "ours, flow", "ours, no rescale", "ours + images")
 
 
 @dataclass(frozen=True)
@@ -233,13 +234,12 @@ def _table(rows: pd.DataFrame) -> str:
         own = rows[rows["contender"] == name]
         cells = [_cell(own[own["sparsity"] == s]) for s in sparsities]
         lines.append([name, *cells, *([f"{own['seconds'].median():.1f}"] if has_time else [])])
-    ours = next((name for name in order if CONTENDERS[name].is_ours), None)
-    if ours is not None:
+    for ours in (name for name in order if CONTENDERS[name].is_ours):
         for has_our_refit, title in ((False, "best other"), (True, "best other with our refit")):
             others = [name for name in order if CONTENDERS[name].has_our_refit == has_our_refit and name not in OURS]
             verdicts = [_verdict(rows[rows["sparsity"] == s], ours, others) for s in sparsities]
             if any(verdicts):
-                lines.append([f"*ours against the {title}*", *verdicts, *([""] if has_time else [])])
+                lines.append([f"*{ours} against the {title}*", *verdicts, *([""] if has_time else [])])
     head, *body = ["| " + " | ".join(line) + " |" for line in lines]
     return "\n".join([head, "|---" * len(lines[0]) + "|", *body])
 

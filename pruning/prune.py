@@ -64,8 +64,8 @@ def plan(
     - ``"diao2023"``: a round of the authors' adaptive pruning by PQ index. ``tol`` is η ≥ 0, a budget repeats rounds.
       Settings: ``p``, ``q``, ``gamma``, ``beta``, ``scope``, and with a budget ``eta``.
     - ``"uniform"``, ``"erk"``, ``"lamp"``, ``"global"``: the usual baselines by magnitude.
-    - ``"flow"`` (ours, setting ``rounds``): the largest flow of energy, without data the better one of ours where no
-      batch norm follows layers; needs at most an input's shape.
+    - ``"flow"`` (ours, setting ``rounds``): the largest flow of energy; without data, on networks without batch norm,
+      at times better than ``"ellq"``. Needs at most an input's shape.
     - ``"synflow"`` (setting ``rounds``), ``"snip"``, ``"taylor"``, ``"wanda"``: by scores; what stays is then in
       ``plan.kept``. SNIP and Taylor need batches of (inputs, labels), Wanda inputs, SynFlow at most an input's shape.
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
+import os
 import sys
+from contextlib import suppress
 
 
 def main() -> None:
@@ -14,7 +17,18 @@ def main() -> None:
     except KeyboardInterrupt:
         print("ellq: interrupted; no file is half-written", file=sys.stderr)
         status = 130
+    if status == 130:
+        _leave_interrupted()
     sys.exit(status)
+
+
+def _leave_interrupted() -> None:
+    """Exit with 130, where ``python -m`` would end by a signal if Ctrl-C had struck inside ``exec`` of a string."""
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(130)
 
 
 if __name__ == "__main__":

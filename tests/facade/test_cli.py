@@ -555,3 +555,11 @@ def test_theory_of_an_unknown_statement_lists_those_there_are(capsys):
 
 def test_theory_check_refuses_no_cases(capsys):
     assert "cases" in _fails(capsys, "theory", "check", "stechkin", "--cases", "0", status=2)
+
+
+def test_ctrl_c_inside_exec_of_a_string_ends_with_130_too(tmp_path):
+    # Python remembers such an interrupt, though it was met, and would end by a signal.
+    lines = ["try:", "    exec('raise KeyboardInterrupt')", "except KeyboardInterrupt:", "    pass"]
+    lines += ["from ellq.__main__ import _leave_interrupted", "_leave_interrupted()"]
+    (tmp_path / "struck.py").write_text("\n".join(lines))
+    assert subprocess.run([sys.executable, "-m", "struck"], cwd=tmp_path, check=False).returncode == 130

@@ -93,7 +93,9 @@ def test_feature_errors_fall_and_are_those_of_least_squares(rule, kind, X, data)
     for k in range(len(errors)):
         # Each feature's own error is resolved to rounding of its energy, magnified by the conditioning of the skeleton.
         expected = oracles.squared_error(X, X, selection.indices[:k], intercept=False)
-        assert errors[k] == pytest.approx(expected, rel=1e-6, abs=1e-9 * errors[0] + 1e-300)
+        T = np.linalg.pinv(X[:, selection.indices[:k]], rcond=1e-12) @ X
+        rounding = max(1e-9, 1e-14 * X.shape[1] * (1 + np.abs(T).sum(axis=0).max(initial=0.0)) ** 2)
+        assert errors[k] == pytest.approx(expected, rel=1e-6, abs=rounding * errors[0] + 1e-300)
 
 
 @each(NESTED)

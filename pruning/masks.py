@@ -13,7 +13,7 @@ from torch.nn.utils import parametrize
 from ellq.analysis import from_unit_rows, to_unit_rows, transposed_groups, weight_matrices
 from ellq.pruning.largest import keep_largest as keep_largest
 from ellq.pruning.largest import survey
-from ellq.pruning.mask_parametrization import is_masked
+from ellq.pruning.mask_parametrization import is_masked, masked
 from ellq.pruning.plan import Plan
 from ellq.theory import Array, refuse_nonfinite
 
@@ -183,23 +183,17 @@ def retained_entries(weights: list[Maskable], plan: Plan) -> dict[str, Tensor]:
     return masks
 
 
-def mask_(weights: list[Maskable], plan: Plan) -> None:
-    """Set to zero, in place, what the plan does not retain.
+def mask_(weights: list[Maskable], masks: Mapping[str, Tensor]) -> None:
+    """Set to zero, in place, what masks do not keep.
 
     Args:
         weights: from ``maskable_weights``.
-        plan: made for these weights.
-
-    Raises:
-        ValueError: as for ``retained_entries``; nothing was changed.
+        masks: from ``retained_entries``, for weights of these names and shapes.
     """
-    masks = retained_entries(weights, plan)
-    by_name = {weight.name: weight.tensor for weight in weights}
     with torch.no_grad():
-        for name, mask in masks.items():
-            tensor = by_name[name]
-            # By way of float64, which holds every float exactly: the smallest formats cannot be masked themselves.
-            tensor.copy_(tensor.double().masked_fill(~mask.to(tensor.device), 0))
+        for weight in weights:
+            if weight.name in masks:
+                weight.tensor.copy_(masked(weight.tensor, masks[weight.name].to(weight.tensor.device)))
 
 
 def _units_shape(weight: Maskable) -> tuple[int, int]:

@@ -222,7 +222,7 @@ def refit_masks(model: nn.Module, plan: Plan, batches: Sequence[Tensor], *, refi
     weights = maskable_weights(dense)
     masks = retained_entries(weights, plan)
     changed = copy.deepcopy(dense)
-    mask_(maskable_weights(changed), plan)
+    mask_(maskable_weights(changed), masks)
     layers = layers_of(dense, masks)
     fed = [as_input(batch, dense) for batch in batches]
     table = plan.table.copy()

@@ -64,7 +64,7 @@ def rescale_masks(model: nn.Module, plan: Plan, *, example: Tensor | None = None
     if has_norms:
         dense = copy.deepcopy(model).eval()
         changed = copy.deepcopy(dense)
-        mask_(maskable_weights(changed), plan)
+        mask_(maskable_weights(changed), masks)
         tensors = changed.state_dict()
         for name, value in values.items():
             tensors[name].copy_(torch.from_numpy(value))

@@ -47,9 +47,10 @@ from ellq.theory.axioms import CRITERIA as CRITERIA
 from ellq.theory.axioms import VECTOR_MEASURES as VECTOR_MEASURES
 from ellq.theory.axioms import axioms_table as axioms_table
 from ellq.theory.axioms import counterexamples_table as counterexamples_table
+from ellq.theory.block_elimination import BlockFit as BlockFit
 from ellq.theory.block_elimination import BlockPath as BlockPath
 from ellq.theory.block_elimination import eliminate_blocks as eliminate_blocks
-from ellq.theory.block_elimination import fit_blocks as fit_blocks
+from ellq.theory.block_elimination import fit_columns as fit_columns
 from ellq.theory.columns import Columns as Columns
 from ellq.theory.columns import Moments as Moments
 from ellq.theory.columns import Triangle as Triangle

@@ -1,7 +1,8 @@
 """Removing blocks of columns one at a time, such as all kernel positions of a channel, so that the least is lost.
 
 Targets Y are fitted by columns X with squared error ‖Y − XW‖_F². Removing block b and refitting the others costs
-tr(W_bᵀ([H⁻¹]_bb)⁻¹W_b), H = E[XXᵀ], exactly; the cheapest goes first. One path gives the whole error curve.
+tr(W_bᵀ([H⁻¹]_bb)⁻¹W_b), H = E[XXᵀ], exactly; the cheapest goes first. One path gives the whole error curve. Where
+several layers read the same units, their costs add up.
 """
 
 from __future__ import annotations
@@ -45,23 +46,48 @@ class BlockPath:
         return np.sort(self.order[self.order.size - k :])
 
 
-def eliminate_blocks(
-    gram: npt.ArrayLike, weights: npt.ArrayLike, *, block: int, least: int = 0, progress: Progress = iter
-) -> BlockPath:
+@dataclass(frozen=True)
+class BlockFit:
+    """One fit of targets by columns, some of which are in blocks.
+
+    Attributes:
+        gram: H, shape (d, d), symmetric positive definite; add a ridge where columns are dependent.
+        weights: W, the best fit with all columns, shape (d, c), finite. To weight targets unequally, scale its columns.
+        columns: which columns each block has, shape (m, b), each at most once; the others always stay.
+    """
+
+    gram: npt.ArrayLike
+    weights: npt.ArrayLike
+    columns: npt.ArrayLike
+
+    @staticmethod
+    def in_order(gram: npt.ArrayLike, weights: npt.ArrayLike, *, block: int) -> BlockFit:
+        """Return the fit whose block j has the columns j·block … (j + 1)·block − 1.
+
+        Raises:
+            TypeError: ``block`` is not a whole number.
+            ValueError: ``block`` is no divisor of d.
+        """
+        d = len(np.asarray(weights))
+        b = count(block, "block", low=1, high=max(d, 1))
+        if d % b:
+            raise ValueError(f"weights of {d} rows and block={b} do not fit: choose a divisor of {d}.")
+        return BlockFit(gram, weights, np.arange(d).reshape(-1, b))
+
+
+def eliminate_blocks(fits: BlockFit | Sequence[BlockFit], *, least: int = 0, progress: Progress = iter) -> BlockPath:
     """Remove blocks of columns one at a time, always the one whose loss costs least once the rest is refitted.
 
-        cost_b = tr(W_bᵀ ([H⁻¹]_bb)⁻¹ W_b)
+        cost_b = Σ_fits tr(W_bᵀ ([H⁻¹]_bb)⁻¹ W_b)
         W ← W − [H⁻¹]_:b ([H⁻¹]_bb)⁻¹ W_b        H⁻¹ ← H⁻¹ − [H⁻¹]_:b ([H⁻¹]_bb)⁻¹ [H⁻¹]_b:
 
-    The costs add up to the squared error of least squares on what stays, beyond that of all. Scales with ``gram`` and
-    with the square of the weights; of equal costs the first block goes. To weight targets unequally, scale their
-    columns of ``weights``. Greedy: the 2^m choices are not searched. Time O(d³ + d·c·m), memory O(d²).
+    The costs add up to the squared errors of least squares on what stays, beyond those of all. Scales with ``gram`` and
+    with the square of the weights; of equal costs the first block goes. Greedy: the 2^m choices are not searched. The
+    downdates of H⁻¹ are a Cholesky factorisation of it, of which only what the next step needs is computed: time
+    O(d³ + m·d·c·b), memory O(d²).
 
     Args:
-        gram: H, shape (d, d), symmetric positive definite; add a ridge where columns are dependent. The columns of
-            block j are j·block … (j + 1)·block − 1.
-        weights: W, the best fit with all blocks, shape (d, c), finite.
-        block: columns of each block, ≥ 1, a divisor of d.
+        fits: one, or those of all that read the same m blocks.
         least: how many blocks stay to the end; their order is then by position and their costs are 0.
         progress: wraps the range of removals, to show a bar.
 
@@ -69,79 +95,115 @@ def eliminate_blocks(
         The order and its costs.
 
     Raises:
-        TypeError: ``block`` or ``least`` is not a whole number.
-        ValueError: shapes that do not fit, an entry that is not finite, or a ``gram`` that is not positive definite.
+        TypeError: ``least`` is not a whole number.
+        ValueError: no fits, shapes that do not fit, an entry that is not finite, a column in two blocks, or a ``gram``
+            that is not positive definite.
 
     Reference: Hassibi & Stork 1993 for single weights; by blocks as Kurtić, Frantar & Alistarh 2023 (ZipLM),
-    equations 2 and 3.
+    equations 2 and 3; several readers: ours.
     """
-    H, W = finite_array(gram, "gram", ndim=2), finite_array(weights, "weights", ndim=2).copy()
-    d = len(W)
-    b = count(block, "block", low=1, high=max(d, 1))
-    if H.shape != (d, d) or d % b:
-        raise ValueError(f"gram {H.shape}, weights {W.shape} and block={b} do not fit: (d, d), (d, c), a divisor of d.")
-    m = d // b
+    states = [_State(fit) for fit in ([fits] if isinstance(fits, BlockFit) else fits)]
+    if not states:
+        raise ValueError("fits is empty. Pass at least one.")
+    m = len(states[0].columns)
+    if any(len(state.columns) != m for state in states):
+        raise ValueError(f"fits have {sorted({len(state.columns) for state in states})} blocks; all need the same.")
     stays = count(least, "least", low=0, high=m)
-    unit, scale = float(np.diag(H).max(initial=0.0)) or 1.0, float(np.abs(W).max(initial=0.0)) or 1.0
-    try:
-        inverse = scipy.linalg.cho_solve(scipy.linalg.cho_factor(H / unit), np.eye(d))
-    except scipy.linalg.LinAlgError as error:
-        raise ValueError("gram is not positive definite: some columns depend on others. Add a ridge.") from error
-    inverse, W = (inverse + inverse.T) / 2, W / scale
-    alive = np.arange(m)
     order, costs = np.empty(m, dtype=np.intp), np.zeros(m)
+    is_left = np.ones(m, dtype=bool)
     for step in progress(range(m - stays)):
-        left = len(alive)
-        blocks = inverse.reshape(left, b, left, b)[np.arange(left), :, np.arange(left)]
-        parts = W.reshape(left, b, -1)
-        solved = np.linalg.solve(blocks, parts)
-        losses = np.einsum("jbc,jbc->j", parts, solved)
+        losses = np.where(is_left, sum(state.losses() for state in states), np.inf)
         j = int(np.argmin(losses))
-        order[step], costs[step] = alive[j], max(float(losses[j]), 0.0)
-        keep = np.delete(np.arange(left * b), slice(j * b, (j + 1) * b))
-        column = inverse[keep][:, j * b : (j + 1) * b]
-        W = W[keep] - column @ solved[j]
-        inverse = inverse[np.ix_(keep, keep)] - column @ np.linalg.solve(blocks[j], column.T)
-        inverse = (inverse + inverse.T) / 2
-        alive = np.delete(alive, j)
-    order[m - stays :] = alive
-    return BlockPath(order, costs * unit * scale * scale)
+        order[step], costs[step] = j, max(float(losses[j]), 0.0)
+        is_left[j] = False
+        for state in states:
+            state.remove_(j)
+    order[m - stays :] = np.flatnonzero(is_left)
+    return BlockPath(order, costs)
 
 
-def fit_blocks(
-    gram: npt.ArrayLike, moments: npt.ArrayLike, retained: Sequence[int] | Indices, *, block: int, ridge: float = 0.0
+class _State:
+    """What is left of one fit: H⁻¹ as it was, the factor of what has been taken from it, and the weights."""
+
+    def __init__(self, fit: BlockFit) -> None:
+        H, W = finite_array(fit.gram, "gram", ndim=2), finite_array(fit.weights, "weights", ndim=2)
+        self.columns = np.asarray(fit.columns, dtype=np.intp)
+        d, used = len(W), self.columns.ravel()
+        if H.shape != (d, d) or self.columns.ndim != 2 or (used.size and not 0 <= used.min() <= used.max() < d):
+            raise ValueError(
+                f"gram {H.shape}, weights {W.shape} and columns {self.columns.shape} do not fit: (d, d), (d, c), and"
+                " (m, b) numbers in [0, d)."
+            )
+        if len(np.unique(used)) < used.size:
+            raise ValueError("columns names a column twice. Give every column to one block at most.")
+        unit, scale = float(np.diag(H).max(initial=0.0)) or 1.0, float(np.abs(W).max(initial=0.0)) or 1.0
+        self.unit = unit * scale * scale
+        try:
+            inverse = scipy.linalg.cho_solve(scipy.linalg.cho_factor(H / unit), np.eye(d))
+        except scipy.linalg.LinAlgError as error:
+            raise ValueError("gram is not positive definite: some columns depend on others. Add a ridge.") from error
+        self.inverse, self.W = (inverse + inverse.T) / 2, W / scale
+        # Column by column, so that what is there so far lies together.
+        self.factor = np.empty((d, used.size), order="F")
+        self.done = 0
+        self.diagonal = self.inverse[self.columns[:, :, None], self.columns[:, None, :]]  # (m, b, b)
+        self.alive = np.ones(len(self.columns), dtype=bool)
+
+    def losses(self) -> Array:
+        alive = np.flatnonzero(self.alive)
+        parts = self.W[self.columns[alive]]  # (left, b, c)
+        found = np.zeros(len(self.columns))
+        if parts.shape[1] == 1:
+            found[alive] = np.einsum("jbc,jbc->j", parts, parts) / self.diagonal[alive, 0, 0]
+        else:
+            found[alive] = np.einsum("jbc,jbc->j", parts, np.linalg.solve(self.diagonal[alive], parts))
+        return found * self.unit
+
+    def remove_(self, j: int) -> None:
+        own, b = self.columns[j], self.columns.shape[1]
+        past = self.factor[:, : self.done]
+        column = self.inverse[:, own] - past @ past[own].T  # (d, b) of the inverse that is left
+        block = (column[own] + column[own].T) / 2
+        self.W -= column @ np.linalg.solve(block, self.W[own])
+        root = np.linalg.cholesky(block)
+        new = scipy.linalg.solve_triangular(root, column.T, lower=True).T
+        self.factor[:, self.done : self.done + b] = new
+        self.done += b
+        self.alive[j] = False
+        parts = new[self.columns]  # (m, b, b)
+        self.diagonal -= parts @ parts.swapaxes(1, 2)
+
+
+def fit_columns(
+    gram: npt.ArrayLike, moments: npt.ArrayLike, columns: Sequence[int] | Indices, *, ridge: float = 0.0
 ) -> Array:
-    """Fit targets by least squares with the columns of some blocks.
+    """Fit targets by least squares with some columns.
 
         W_S = (H_SS + λI)⁻¹ R_S
 
     Args:
         gram: H, shape (d, d), symmetric positive semidefinite.
         moments: R = E[X Yᵀ], shape (d, c).
-        retained: the blocks that stay, in [0, d/block).
-        block: columns of each block.
+        columns: S, those that stay, in [0, d).
         ridge: λ ≥ 0.
 
     Returns:
-        The weights of the retained blocks' columns, in the order of ``retained``, shape (k·block, c); those of least
-        length where columns depend on each other and there is no ridge.
+        Their weights, in the order of ``columns``, shape (k, c); those of least length where columns depend on each
+        other and there is no ridge.
 
     Raises:
-        ValueError: shapes that do not fit, an entry that is not finite, or a block that is not there.
+        ValueError: shapes that do not fit, an entry that is not finite, or a column that is not there.
 
     Reference: classical.
     """
     H, R = finite_array(gram, "gram", ndim=2), finite_array(moments, "moments", ndim=2)
-    S = np.asarray(retained, dtype=np.intp)
-    if H.shape != (len(R), len(R)) or len(R) % block:
-        raise ValueError(
-            f"gram {H.shape}, moments {R.shape} and block={block} do not fit: (d, d), (d, c), divisor of d."
-        )
-    if S.size and not 0 <= S.min() <= S.max() < len(R) // block:
-        raise ValueError(f"retained holds blocks in [{S.min()}, {S.max()}]; there are {len(R) // block}.")
-    columns = (S[:, None] * block + np.arange(block)).ravel()
-    own = H[np.ix_(columns, columns)] + ridge * np.eye(columns.size)
+    S = np.asarray(columns, dtype=np.intp)
+    if H.shape != (len(R), len(R)):
+        raise ValueError(f"gram {H.shape} and moments {R.shape} do not fit: (d, d) and (d, c).")
+    if S.size and not 0 <= S.min() <= S.max() < len(R):
+        raise ValueError(f"columns holds numbers in [{S.min()}, {S.max()}]; there are {len(R)}.")
+    own = H[np.ix_(S, S)] + ridge * np.eye(S.size)
     try:
-        return np.asarray(scipy.linalg.cho_solve(scipy.linalg.cho_factor(own), R[columns]))
+        return np.asarray(scipy.linalg.cho_solve(scipy.linalg.cho_factor(own), R[S]))
     except scipy.linalg.LinAlgError:
-        return np.asarray(scipy.linalg.lstsq(own, R[columns])[0])
+        return np.asarray(scipy.linalg.lstsq(own, R[S])[0])

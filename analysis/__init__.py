@@ -14,6 +14,7 @@ from ellq.analysis.curves_plot import draw_curves as draw_curves
 from ellq.analysis.datasets import Dataset as Dataset
 from ellq.analysis.datasets import partition as partition
 from ellq.analysis.datasets import refuse_overlap as refuse_overlap
+from ellq.analysis.distributed import add_up as add_up
 from ellq.analysis.distributed import gather as gather
 from ellq.analysis.evaluate import accuracy as accuracy
 from ellq.analysis.evaluate import agreement as agreement

@@ -85,9 +85,11 @@ class LazyTensors(Mapping[str, torch.Tensor]):
 
     Attributes:
         places: name → (file, name in that file).
+        kinds: name → (the file's name of its format, such as BF16, and its shape).
     """
 
     places: Mapping[str, tuple[Path, str]]
+    kinds: Mapping[str, tuple[str, tuple[int, ...]]]
 
     def __getitem__(self, name: str) -> torch.Tensor:
         file, stored = self.places[name]
@@ -96,11 +98,21 @@ class LazyTensors(Mapping[str, torch.Tensor]):
         tensor: torch.Tensor = handle.get_tensor(stored)
         return tensor
 
+    def __contains__(self, name: object) -> bool:
+        return name in self.places  # a Mapping would read the tensor
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.places)
 
     def __len__(self) -> int:
         return len(self.places)
+
+    def stand_in(self, name: str) -> torch.Tensor:
+        """Return a tensor of the format and shape of the one of that name, which takes no memory and is not read."""
+        stored_as, shape = self.kinds[name]
+        if stored_as not in _STORED:
+            return self[name]  # torch may know it all the same
+        return torch.empty((), dtype=_STORED[stored_as]).expand(shape)
 
     def __repr__(self) -> str:
         return f"LazyTensors({len(self)} tensors)"
@@ -189,6 +201,7 @@ def stored_tensors(path: str | os.PathLike[str]) -> dict[str, StoredTensor]:
 
 def _lazy(file: Path, shards: Iterable[Path]) -> LazyTensors:
     stored: dict[str, Path] = {}
+    kinds: dict[str, tuple[str, tuple[int, ...]]] = {}
     for shard in shards:
         try:
             handle: Any = safe_open(shard, framework="pt", device="cpu")
@@ -196,11 +209,15 @@ def _lazy(file: Path, shards: Iterable[Path]) -> LazyTensors:
             raise ValueError(
                 f"{shard} is truncated or no safetensors file ({error}). Save or download it again."
             ) from None
-        stored |= dict.fromkeys(handle.keys(), shard)
+        for name in handle.keys():  # noqa: SIM118 -- no mapping
+            part = handle.get_slice(name)
+            stored[name], kinds[name] = shard, (part.get_dtype(), tuple(part.get_shape()))
     if not stored:
         raise ValueError(f"{file} holds no tensors. Choose a checkpoint with weights.")
     names = sorted(stored, key=_natural)
-    return LazyTensors({short: (stored[name], name) for short, name in zip(_unwrapped(names), names, strict=True)})
+    shown = dict(zip(_unwrapped(names), names, strict=True))
+    places = {short: (stored[name], name) for short, name in shown.items()}
+    return LazyTensors(places, {short: kinds[name] for short, name in shown.items()})
 
 
 def _shards(index: Path) -> list[Path]:

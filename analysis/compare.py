@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from rich.table import Table
 from torch import nn
 
-from ellq.analysis.files import json_text, write_text
+from ellq.analysis.files import json_text
 from ellq.analysis.profile import LayerShape, Profile, measure
 from ellq.analysis.progress import track
-from ellq.analysis.tables import MODEL, ResultTable, plain_rows
+from ellq.analysis.tables import MODEL, Framed, ResultTable, plain_rows
 from ellq.theory.arguments import Array, count, open_fraction
 
 if TYPE_CHECKING:
@@ -71,12 +70,7 @@ def compare(
     Reference: Efron & Tibshirani 1993, section 12.5, the bootstrap-t interval; ours for the statistic.
     """
     confidence = open_fraction(confidence, "confidence")
-    resamples = count(resamples, "resamples", low=99, high=10**7)
-    if (1 - confidence) / 2 * (resamples + 1) < 1:
-        raise ValueError(
-            f"resamples={resamples} is too few for confidence={confidence:g}. Choose at least"
-            f" {math.ceil(2 / (1 - confidence)) - 1}."
-        )
+    resamples = enough_resamples(resamples, confidence)
     seed = count(seed, "seed", low=0, high=2**63 - 1)
     names = _checked_names(names)
     profiles = [_measured(source, q, name) for source, name in zip((first, second), names, strict=True)]
@@ -101,7 +95,7 @@ def compare(
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Comparison:
+class Comparison(Framed):
     """How two models differ in compressibility, layer by layer and as a whole.
 
     The frame has one row per layer, in model order, and a last one for the model: ``level``, ``layer``, ``units``,
@@ -160,14 +154,6 @@ class Comparison:
 
         return draw_comparison(self)
 
-    def to_csv(self, path: str | os.PathLike[str]) -> None:
-        """Write the frame as CSV, whole or not at all; a missing value is an empty field.
-
-        Raises:
-            OSError: the place cannot be written.
-        """
-        write_text(path, self.frame.to_csv(index=False, lineterminator="\n"))
-
     def to_json(self, path: str | os.PathLike[str] | None = None) -> str:
         """Return the comparison as JSON: the verdict, how it was made, and the rows; a missing value is null.
 
@@ -198,15 +184,6 @@ class Comparison:
     def __repr__(self) -> str:
         return f"Comparison(q={self.q:g}: {self.verdict})"
 
-    def __rich__(self) -> Table:
-        return self._table().rich()
-
-    def __str__(self) -> str:
-        return self._table().text()
-
-    def _repr_html_(self) -> str:
-        return self._table().html()
-
     def _winner(self, points: float) -> str:
         name = self.names[0] if points > 0 else self.names[1]
         if points == 0:
@@ -234,6 +211,17 @@ class Comparison:
         lone = self.layers.loc[self.layers["units"] == 1, "layer"].tolist()
         remarks += [f"{name} has one unit and no interval; the model's takes its difference for given" for name in lone]
         return ResultTable(self.verdict, rows, remarks)
+
+
+def enough_resamples(resamples: int, confidence: float) -> int:
+    """Return the number of resamples; raise ValueError if an interval of this confidence needs more."""
+    resamples = count(resamples, "resamples", low=99, high=10**7)
+    if (1 - confidence) / 2 * (resamples + 1) < 1:
+        raise ValueError(
+            f"resamples={resamples} is too few for confidence={confidence:g}. Choose at least"
+            f" {math.ceil(2 / (1 - confidence)) - 1}."
+        )
+    return resamples
 
 
 def refuse_other_architecture(

@@ -1,4 +1,4 @@
-"""Accumulators that every process of ``torch.distributed`` fed with its own batches, merged into one."""
+"""What every process of ``torch.distributed`` found on its own batches, made one."""
 
 from __future__ import annotations
 
@@ -41,6 +41,15 @@ def gather(accumulator: AnyAccumulator, *, group: dist.ProcessGroup | None = Non
         total = total.merge(_from(rank, mine, group))
     # Sent once more, for processors that round differently would merge to different bits.
     return _from(0, total, group).to(accumulator.device)
+
+
+def add_up(value: float) -> float:
+    """Return the sum of all processes' values, in the order of the ranks; the value itself without a process group."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return value
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return float(sum(values))
 
 
 def _from(rank: int, value: AnyAccumulator, group: dist.ProcessGroup | None) -> AnyAccumulator:

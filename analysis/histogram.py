@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from rich.table import Table
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
@@ -27,7 +26,7 @@ from ellq.analysis.grids import order_grid, tolerance_grid
 from ellq.analysis.profile import LayerShape
 from ellq.analysis.progress import track
 from ellq.analysis.retained import narrow_histogram, retained_enclosed
-from ellq.analysis.tables import MODEL, ResultTable, plain_rows, remarks_on_weights
+from ellq.analysis.tables import MODEL, ResultTable, Shown, plain_rows, remarks_on_weights
 from ellq.analysis.weights import weight_matrices
 from ellq.theory.arguments import count
 from ellq.theory.histogram import Enclosure, MagnitudeHistogram, Part
@@ -121,7 +120,7 @@ def error_curves(
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class HistogramProfile:
+class HistogramProfile(Shown):
     """The magnitude histograms of a model and its layers: every order, count and threshold, without the weights.
 
     ``profile.model`` and ``profile.histograms[name]`` answer for single orders and counts, such as
@@ -324,15 +323,6 @@ class HistogramProfile:
     def __repr__(self) -> str:
         state = "" if self.is_complete else f", {self.model.size / self.size:.1%} counted"
         return f"HistogramProfile({len(self.layer_shapes)} layers, {self.size} weights{state})"
-
-    def __rich__(self) -> Table:
-        return self._table().rich()
-
-    def __str__(self) -> str:
-        return self._table().text()
-
-    def _repr_html_(self) -> str:
-        return self._table().html()
 
     def _vectors(self) -> list[tuple[str, str, MagnitudeHistogram]]:
         layers = [("layer", name, histogram) for name, histogram in self.histograms.items()]

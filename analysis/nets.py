@@ -109,6 +109,38 @@ def cifar_resnet(depth: int, *, outputs: int = 10) -> CifarResNet:
     return CifarResNet(blocks, outputs)
 
 
+VGG16_WIDTHS = (64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512, 512)
+"""Filters of the 13 convolutions of the CIFAR-10 VGG-16, and the width of its hidden Linear layer."""
+
+
+def vgg16_cifar10(widths: Sequence[int] | None = None, *, outputs: int = 10) -> Vgg16:
+    """Build the VGG-16 for 32x32 images that compression papers use: 13 convolutions, two Linear layers.
+
+    Args:
+        widths: the number of filters of each of the 13 convolutions, then the width of the hidden Linear layer, each
+            ≥ 1; None for ``VGG16_WIDTHS``, 14,987,722 parameters with 10 outputs.
+        outputs: the number of outputs, ≥ 1.
+
+    Returns:
+        The net; convolutions initialised as in He et al. 2015, the rest by torch.
+
+    Raises:
+        ValueError: not 14 widths, or a number below 1.
+
+    Reference: Liu, Sun, Zhou, Huang & Darrell 2019, Rethinking the Value of Network Pruning: the net without the
+    second hidden layer of Simonyan & Zisserman 2015, and with batch norm.
+    """
+    widths = VGG16_WIDTHS if widths is None else tuple(widths)
+    _require_positive(outputs=outputs)
+    if len(widths) != len(VGG16_WIDTHS):
+        raise ValueError(
+            f"widths has {len(widths)} entries. Pass {len(VGG16_WIDTHS)}: 13 convolutions and the hidden Linear layer."
+        )
+    for width in widths:
+        _require_positive(widths=width)
+    return Vgg16(widths, outputs)
+
+
 def pretrained(name: str, root: str | Path | None = None) -> CifarResNet:
     """Load a ResNet trained on CIFAR-10, in eval mode.
 
@@ -213,6 +245,35 @@ class CifarResNet(nn.Module):
         """Map images (n, 3, h, w) to logits (n, outputs)."""
         features = self.layer3(self.layer2(self.layer1(functional.relu(self.bn1(self.conv1(x))))))
         logits: Tensor = self.linear(self.pool(features).flatten(1))
+        return logits
+
+
+class Vgg16(nn.Module):
+    """The VGG-16 that `vgg16_cifar10` builds.
+
+    Args:
+        widths: of the 13 convolutions and the hidden Linear layer.
+        outputs: the number of outputs.
+    """
+
+    def __init__(self, widths: Sequence[int], outputs: int) -> None:
+        super().__init__()
+        *filters, hidden = widths
+        layers: list[nn.Module] = []
+        for place, (before, after) in enumerate(zip((3, *filters), filters, strict=False)):
+            conv = nn.Conv2d(before, after, 3, padding=1, bias=False)
+            nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+            layers += [conv, nn.BatchNorm2d(after), nn.ReLU()]
+            if place in (1, 3, 6, 9):  # the last pooling, an average, is in forward
+                layers.append(nn.MaxPool2d(2))
+        self.features = nn.Sequential(*layers)
+        self.classifier = nn.Sequential(
+            nn.Linear(filters[-1], hidden), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Linear(hidden, outputs)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map images (n, 3, 32, 32) to logits (n, outputs)."""
+        logits: Tensor = self.classifier(functional.avg_pool2d(self.features(x), 2).flatten(1))
         return logits
 
 

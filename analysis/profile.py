@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 import pandas as pd
-from rich.table import Table
 from torch import nn
 
-from ellq.analysis.files import json_text, write_text
+from ellq.analysis.files import json_text
 from ellq.analysis.grids import order_grid, tolerance_grid
 from ellq.analysis.progress import track
 from ellq.analysis.retained import narrow_histogram, retained_exactly, retained_of_rows, sufficient_counts
-from ellq.analysis.tables import MODEL, ResultTable, plain_rows, remarks_on_weights
+from ellq.analysis.tables import MODEL, Framed, ResultTable, plain_rows, remarks_on_weights
 from ellq.analysis.weights import Weights, weight_matrices
 from ellq.theory.arguments import Array, order_below_one
 from ellq.theory.histogram import MagnitudeHistogram
@@ -113,7 +112,7 @@ class LayerShape:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Profile:
+class Profile(Framed):
     """The measures of a model's units, its layers and itself.
 
     The frame has one row per unit (layer by layer, in model order), then one per layer, then one for the model:
@@ -253,14 +252,6 @@ class Profile:
 
         return draw_profile(self, kind)
 
-    def to_csv(self, path: str | os.PathLike[str]) -> None:
-        """Write the frame as CSV, whole or not at all; a missing value is an empty field.
-
-        Raises:
-            OSError: the place cannot be written.
-        """
-        write_text(path, self.frame.to_csv(index=False, lineterminator="\n"))
-
     def to_json(self, path: str | os.PathLike[str] | None = None) -> str:
         """Return the profile as JSON, from which ``from_json`` makes an equal one; a missing value is null.
 
@@ -331,15 +322,6 @@ class Profile:
             f"{f' ({dead} dead)' if dead else ''}, {model['size']} weights,"
             f" {model['effective_count'] / model['size']:.1%} effective)"
         )
-
-    def __rich__(self) -> Table:
-        return self._table().rich()
-
-    def __str__(self) -> str:
-        return self._table().text()
-
-    def _repr_html_(self) -> str:
-        return self._table().html()
 
     def _table(self) -> ResultTable:
         notes = ((layer.name, layer.note) for layer in self.layer_shapes)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import html
+import os
+from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import pandas as pd
 from rich import box
 from rich.table import Table
 from rich.text import Text
+
+from ellq.analysis.files import write_text
 
 MODEL = "(model)"  # the name of the last row
 _REMARKS = 8
@@ -63,6 +67,40 @@ class ResultTable:
     def _caption(self) -> str:
         more = len(self.remarks) - _REMARKS
         return "\n".join([*self.remarks[:_REMARKS], *([f"and {more} more"] if more > 0 else [])])
+
+
+class Shown(Protocol):
+    """What shows itself as a table: in a terminal by rich, as plain text, and in a notebook."""
+
+    @abstractmethod
+    def _table(self) -> ResultTable: ...
+
+    def __rich__(self) -> Table:
+        return self._table().rich()
+
+    def __str__(self) -> str:
+        return self._table().text()
+
+    def _repr_html_(self) -> str:
+        return self._table().html()
+
+
+class Framed(Shown, Protocol):
+    """What shows itself as a table and holds a frame.
+
+    Attributes:
+        frame: all its numbers.
+    """
+
+    frame: pd.DataFrame
+
+    def to_csv(self, path: str | os.PathLike[str]) -> None:
+        """Write the frame as CSV, whole or not at all; a missing value is an empty field.
+
+        Raises:
+            OSError: the place cannot be written.
+        """
+        write_text(path, self.frame.to_csv(index=False, lineterminator="\n"))
 
 
 def remarks_on_weights(

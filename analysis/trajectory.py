@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-from rich.table import Table
 
 from ellq.analysis.checkpoints import read_checkpoint
 from ellq.analysis.compare import refuse_other_architecture
-from ellq.analysis.files import json_text, write_text
+from ellq.analysis.files import json_text
 from ellq.analysis.profile import LayerShape, Profile, measure
 from ellq.analysis.progress import track
-from ellq.analysis.tables import MODEL, ResultTable, plain_rows
+from ellq.analysis.tables import MODEL, Framed, ResultTable, plain_rows
 from ellq.theory.arguments import order_below_one
 
 if TYPE_CHECKING:
@@ -59,7 +58,7 @@ def trajectory(checkpoints: Mapping[Any, Any] | Iterable[str | os.PathLike[str]]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Trajectory:
+class Trajectory(Framed):
     """The measures of a model's layers and itself at several steps.
 
     The frame has, step by step, one row per layer in model order and a last one for the model: ``step``, ``level``,
@@ -111,14 +110,6 @@ class Trajectory:
 
         return draw_trajectory(self)
 
-    def to_csv(self, path: str | os.PathLike[str]) -> None:
-        """Write the frame as CSV, whole or not at all; a missing value is an empty field.
-
-        Raises:
-            OSError: the place cannot be written.
-        """
-        write_text(path, self.frame.to_csv(index=False, lineterminator="\n"))
-
     def to_json(self, path: str | os.PathLike[str] | None = None) -> str:
         """Return the trajectory as JSON: the order and the rows; a missing value is null.
 
@@ -142,15 +133,6 @@ class Trajectory:
             f"Trajectory(q={self.q:g}: {len(self.steps)} steps, {len(self.layer_shapes)} layers,"
             f" {ends.iloc[0]:.1%} → {ends.iloc[1]:.1%} effective)"
         )
-
-    def __rich__(self) -> Table:
-        return self._table().rich()
-
-    def __str__(self) -> str:
-        return self._table().text()
-
-    def _repr_html_(self) -> str:
-        return self._table().html()
 
     def _table(self) -> ResultTable:
         table = self.table()

@@ -97,7 +97,7 @@ def weight_matrices(source: nn.Module | Mapping[str, Any], /) -> Weights:
     tied: dict[str, str] = {}
     first: dict[Hashable, str] = {}
     for candidate in candidates:
-        value = None if candidate.unreadable else candidate.fetch()
+        value = None if candidate.unreadable else (candidate.look or candidate.fetch)()
         reason = candidate.unreadable or _reason_to_skip(value, candidate.name)
         if reason is not None:
             skipped |= {candidate.name: reason} if reason else {}
@@ -125,7 +125,11 @@ def unpack_quantised(name: str, value: object) -> tuple[str, object]:
 
 @dataclass(frozen=True)
 class _Candidate:
-    """What may be a weight. ``fetch`` gives its value afresh; ``identity`` is equal for tied ones, None if unknown."""
+    """What may be a weight.
+
+    ``fetch`` gives its value afresh, ``look``, where that is cheaper, one of the same type and shape; ``identity`` is
+    equal for tied ones, None if unknown.
+    """
 
     name: str
     fetch: Callable[[], object]
@@ -133,6 +137,7 @@ class _Candidate:
     transposed_groups: int = 0  # of a ConvTranspose; 0 where units lie along the first axis
     unreadable: str = ""
     blocks: tuple[str, ...] = ()  # what equal stretches of the units are, in order
+    look: Callable[[], object] | None = None
 
 
 def _of_module(model: nn.Module) -> Iterator[_Candidate]:
@@ -199,6 +204,8 @@ def _resolved(state: Mapping[str, Any], prefix: str) -> Iterator[_Candidate]:
     """Yield the entries of a mapping as candidates, those that make up one weight together as one."""
     consumed: set[str] = set()
     made: dict[str, _Candidate] = {}
+    stand_in = getattr(state, "stand_in", None)  # of tensors in a file, each use of which reads it
+    value_of = state.__getitem__ if stand_in is None else stand_in
     for name in state:
         base, _, kind = name.rpartition("_")
         combine: Callable[[torch.Tensor, torch.Tensor], object]
@@ -223,13 +230,14 @@ def _resolved(state: Mapping[str, Any], prefix: str) -> Iterator[_Candidate]:
             yield made[name]
         elif name not in consumed:
             fetch = functools.partial(_entry, state, name)
-            shown, _ = unpack_quantised(name, state[name]) if name.endswith("_packed_params") else (name, None)
+            shown, _ = unpack_quantised(name, value_of(name)) if name.endswith("_packed_params") else (name, None)
             inner = "parametrizations" in name.split(".")[:-1]
             yield _Candidate(
                 prefix + shown,
                 fetch,
                 _identity(state, name),
-                unreadable=_NEEDS_MODULE if inner and _dimensions(state[name]) >= 2 else "",
+                unreadable=_NEEDS_MODULE if inner and _dimensions(value_of(name)) >= 2 else "",
+                look=None if stand_in is None else functools.partial(stand_in, name),
             )
 
 
@@ -319,6 +327,8 @@ def _is_weight_norm(state: Mapping[str, Any], g: str, v: str) -> bool:
 
 def _identity(state: Mapping[str, Any], name: str) -> Hashable | None:
     """Return what is equal for entries that share their memory; None if the mapping makes its values afresh."""
+    if hasattr(state, "stand_in"):
+        return None
     value = state[name]
     if state[name] is not value:
         return None

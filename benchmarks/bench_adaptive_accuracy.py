@@ -56,25 +56,28 @@ class Contender:
     @property
     def has_our_refit(self) -> bool:
         """Whether it is a rule of others with the refit that ``ellq.plan`` does by default."""
-        return not self.is_ours and self.arguments.get("refit") in ("rescale", "obs")
+        return not self.is_ours and self.arguments.get("refit") in ("synthetic", "rescale", "obs")
 
 
 CONTENDERS = {
     "ours": Contender(is_ours=True),
-    "ours, flow": Contender({"rule": "flow"}, "shape", is_ours=True),
+    "ours, rescaled": Contender({"refit": "rescale"}),
+    "ours, flow": Contender({"rule": "flow"}, "shape"),
     "lamp": Contender({"rule": "lamp"}),
     "global": Contender({"rule": "global"}),
     "global + rescale": Contender({"rule": "global", "refit": "rescale"}),
+    "global + synthetic": Contender({"rule": "global", "refit": "synthetic"}),
     "uniform": Contender({"rule": "uniform"}),
     "erk": Contender({"rule": "erk"}),
     "erk + rescale": Contender({"rule": "erk", "refit": "rescale"}),
+    "erk + synthetic": Contender({"rule": "erk", "refit": "synthetic"}),
     "synflow": Contender({"rule": "synflow"}, "shape"),
     "synflow + rescale": Contender({"rule": "synflow", "refit": "rescale"}, "shape"),
     "diao2023": Contender({"rule": "diao2023", "p": 0.5, "q": 1.0}),
     "diao2023, by layer": Contender({"rule": "diao2023", "p": 0.5, "q": 1.0, "scope": "layer"}),
     "yang2022, capped": Contender({"rule": "yang2022", "variant": "capped"}),
     "yang2022, keep-m": Contender({"rule": "yang2022", "variant": "keep-m"}),
-    "ours, no rescale": Contender({"refit": "none"}),
+    "ours, no refit": Contender({"refit": "none"}),
     "ours + images": Contender(inputs="images", is_ours=True),
     "lamp + obs": Contender({"rule": "lamp", "refit": "obs"}, "images"),
     "lamp + least_squares": Contender({"rule": "lamp", "refit": "least_squares"}, "images"),
@@ -83,7 +86,7 @@ CONTENDERS = {
     "wanda": Contender({"rule": "wanda"}, "images"),
     "wanda + least_squares": Contender({"rule": "wanda", "refit": "least_squares"}, "images"),
 }
-OURS = ("ours", "ours, flow", "ours, no rescale", "ours + images")
+OURS = ("ours", "ours, rescaled", "ours, flow", "ours, no refit", "ours + images")
 
 
 @dataclass(frozen=True)

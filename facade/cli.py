@@ -147,7 +147,7 @@ def _command(config: Any) -> tuple[Callable[..., None], dict[str, Any]]:
     try:
         if values.get("q") is not None and values.get("rule") != "diao2023":  # whose q may be larger
             order_below_one(values["q"])
-        for name in ("sparsity", "confidence", "delta"):
+        for name in ("sparsity", "flops", "parameters", "memory", "latency", "confidence", "delta"):
             if values.get(name) is not None and not isinstance(values[name], dict):
                 open_fraction(values[name], name)
         if values.get("orders") or values.get("tolerances"):

@@ -103,12 +103,13 @@ def compare_checkpoints(
         plot: also draw it to this file (.png, .svg or .pdf).
     """
     from ellq.analysis import compare, read_checkpoint
+    from ellq.analysis.compare import enough_resamples
 
     _picture_format(plot)
-    if resamples < 99:
-        raise UsageError(f"resamples={resamples} is too few. Choose at least 99.")
-    if (1 - confidence) / 2 * (resamples + 1) < 1:
-        raise UsageError(f"confidence={confidence:g} needs more than {resamples} resamples. Give --resamples.")
+    try:
+        enough_resamples(resamples, confidence)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
     names = (Path(first).stem, Path(second).stem)
     if names[0] == names[1]:
         names = (first, second) if first != second else (f"{first} (first)", f"{second} (second)")
@@ -276,14 +277,32 @@ def prune_checkpoint(
     bytes: PositiveInt | None = None,
     storage: Literal["csr", "coo", "bitmask", "dense", "2:4"] = "csr",
     pattern: str | None = None,
+    flops: float | None = None,
+    parameters: float | None = None,
+    memory: float | None = None,
+    latency: float | None = None,
     method: Literal["lq", "id"] = "lq",
     rule: str = "ellq",
     settings: dict[str, int | float | str] | None = None,
     q: float | None = None,
     least: NonNegativeInt | None = None,
+    round_to: PositiveInt | None = None,
+    selection: str | None = None,
     include: list[str] | None = None,
     exclude: list[str] | None = None,
-    refit: Literal["auto", "none", "rescale", "bias", "least_squares", "obs", "reweight", "sparsegpt"] = "auto",
+    refit: Literal[
+        "auto",
+        "none",
+        "synthetic",
+        "rescale",
+        "bias",
+        "least_squares",
+        "obs",
+        "reweight",
+        "sparsegpt",
+        "sequential",
+        "fold",
+    ] = "auto",
     compact: bool = False,
     model: str | None = None,
     data: str | None = None,
@@ -292,13 +311,16 @@ def prune_checkpoint(
     std: list[float] | None = None,
     plot: str | None = None,
     report: str | None = None,
+    export: Literal["auto", "none", "pt2", "onnx"] = "auto",
 ) -> None:
-    """Prune a checkpoint and write model.safetensors and plan.json to a folder.
+    """Prune a checkpoint and write the smaller model to a folder, as model.safetensors and plan.json.
 
     Method lq by magnitude needs the weights alone; with --model and --data what stays is refitted, without training,
     which costs much less accuracy. Method id and the rules flow, synflow, snip, taylor, wanda and least_bound run the
     model, so they need --model and --data (flow and synflow no data where the first layer is Linear). Give one budget:
-    --sparsity, --tol, --nonzeros, --bytes or --pattern.
+    --sparsity or --tol; for method lq also --nonzeros, --bytes or --pattern; for method id also --flops, --parameters,
+    --memory or --latency, which cut channels of any layers. Method id also writes model.pt2, which runs without the
+    model's class, and for channels report.html.
 
     Args:
         weights: checkpoint with the weights to prune.
@@ -311,17 +333,24 @@ def prune_checkpoint(
         bytes: what the weights may take in the format of --storage.
         storage: csr, coo, bitmask, dense or 2:4.
         pattern: such as 2:4, two of every four weights.
-        method: lq (weights set to zero, per unit) or id (hidden units removed, the next layer corrected).
+        flops: fraction of the FLOPs to retain (method id).
+        parameters: fraction of the parameters to retain (method id).
+        memory: fraction to retain of the most memory that activations take at once (method id).
+        latency: fraction to retain of the time the layers take, measured on this machine (method id).
+        method: lq (weights set to zero, per unit) or id (hidden units or channels removed, what reads them corrected).
         rule: ellq, flow, exact, least_bound, yang2022, diao2023, uniform, global, lamp, erk, synflow, snip, taylor or
             wanda
-            (method lq); ellq or chee2021 (method id).
+            (method lq); ellq, chee2021 or chee2022 (method id).
         settings: of the rule, as '{"scope": "layer", "gamma": 3}'.
         q: order of the quasi-norm, for the rules that have one.
-        least: how many weights every unit retains at least.
+        least: how many weights every unit retains at least (lq), or units every group of channels (id).
+        round_to: widths become multiples of it (method id).
+        selection: how channels are chosen (method id, rule ellq): elimination, magnitude, or a rule such as pivoted-qr.
         include: only weights whose name, or a module of theirs, matches one of these globs.
         exclude: none of the weights that match one of these.
         refit: what the layers become besides being masked (method lq). auto is, for rule ellq, obs with --model and
-            --data (least_squares for a tolerance or a pattern), rescale with --model alone, and none otherwise.
+            --data (least_squares for a tolerance or a pattern), synthetic with --model alone, and none otherwise. For
+            method id: sequential (what auto is for channels), fold or none.
         compact: also cut out units that are constant or unread; needs --model and --data.
         model: where the model comes from, as package.module:function; called without arguments.
         data: what is calibrated on: the train part of a data set, by name, such as digits or mnist; or inputs as the
@@ -332,21 +361,38 @@ def prune_checkpoint(
         plot: also draw what every layer retains to this file (.png, .svg or .pdf).
         report: also run both models on data, and write what every layer's outputs changed by, bounds, accuracy and
             agreement as one HTML page to this file; examples of the test part are held out.
+        export: also write model.pt2, by torch.export, or model.pt2 and model.onnx (onnx); needs --model and --data.
+            auto is pt2 for method id, left out where the model cannot be exported.
     """
     from ellq.analysis import read_checkpoint
-    from ellq.pruning import apply, plan, save
-    from ellq.pruning.hidden_units import RULES as ID_RULES
+    from ellq.pruning import apply, plan
+    from ellq.pruning.export import export_program, require_onnx
+    from ellq.pruning.plan_channels import CHANNEL_RULES
     from ellq.pruning.plan_masks import LQ_RULES
     from ellq.pruning.refit import REFITS
     from ellq.pruning.scores import SCORE_RULES
+    from ellq.pruning.structured import CHANNEL_REFITS, SELECTIONS
 
     _picture_format(plot)
-    budgets = {"sparsity": sparsity, "tol": tol, "nonzeros": nonzeros, "bytes": bytes, "pattern": pattern}
+    for_masks = {"nonzeros": nonzeros, "bytes": bytes, "pattern": pattern}
+    for_channels = {"flops": flops, "parameters": parameters, "memory": memory, "latency": latency}
+    budgets = {"sparsity": sparsity, "tol": tol} | for_masks | for_channels
     budget = {name: value for name, value in budgets.items() if value is not None}
     if len(budget) != 1:
-        raise UsageError("Give either --sparsity or --tol, --nonzeros, --bytes or --pattern; not both, and not none.")
-    if rule not in (LQ_RULES if method == "lq" else ID_RULES):
+        raise UsageError(
+            "Give either --sparsity or --tol, --nonzeros, --bytes, --pattern, --flops, --parameters, --memory or"
+            " --latency; not both, and not none."
+        )
+    if rule not in (LQ_RULES if method == "lq" else CHANNEL_RULES):
         raise UsageError(f"rule={rule!r} is not a rule of method {method!r}.")
+    others = for_masks if method == "id" else for_channels | {"round_to": round_to, "selection": selection}
+    stray = next((name for name, value in others.items() if value is not None), None)
+    if stray is not None:
+        raise UsageError(f"{stray} is for method {'lq' if method == 'id' else 'id'}. Choose that, or leave it out.")
+    if refit not in ("auto", "none") and (refit in CHANNEL_REFITS) != (method == "id"):
+        raise UsageError(f"refit={refit!r} is not for method {method!r}. Leave it out.")
+    if selection is not None and (selection not in SELECTIONS or rule != "ellq"):
+        raise UsageError(f"selection={selection!r} is none of rule ellq's: {', '.join(SELECTIONS)}.")
     if tol is not None and not (0 < tol < 1 or (tol >= 0 and rule in ("yang2022", "diao2023"))):
         raise UsageError(f"tol={tol:g} is outside (0, 1). Choose a fraction such as tol=0.5.")
     needs_data = method == "id" or rule in ("least_bound", "snip", "taylor", "wanda")
@@ -358,16 +404,20 @@ def prune_checkpoint(
         raise UsageError(f"refit={refit!r} runs the model. Give --model package.module:function and --data NAME.")
     if data is not None and model is None:
         raise UsageError(f"data={data!r} is for running the model. Give --model package.module:function too.")
-    if compact and (model is None or data is None):
-        raise UsageError("compact runs the model. Give --model package.module:function and --data NAME.")
+    if (compact or export in ("pt2", "onnx")) and (model is None or data is None):
+        what = "compact" if compact else f"export={export!r}"
+        raise UsageError(f"{what} runs the model. Give --model package.module:function and --data NAME.")
     if model is not None and not model.partition(":")[2]:
         raise UsageError(f"model={model!r} names no function. Write package.module:function.")
     if report and data is not None and _is_array_file(data):
         raise UsageError(f"A report holds out the test part of a data set, which {data!r} has not. Give --data NAME.")
     if report and (model is None or data is None):
         raise UsageError("A report runs both models on data. Give --model package.module:function and --data NAME.")
+    if export == "onnx":
+        require_onnx()
     state = read_checkpoint(weights)
     calibration: Any = None
+    inputs: Any = None
     source: Any = state
     if model is not None:
         source = _build(model)
@@ -375,51 +425,79 @@ def prune_checkpoint(
     if data is not None and model is not None:
         inputs, labels = _inputs(data, samples, mean=mean, std=std)
         calibration = _labelled(inputs, labels) if rule in SCORE_RULES and labels is not None else inputs
-    others = {"q": q, "least": least, "include": include, "exclude": exclude}
-    arguments: dict[str, Any] = {name: value for name, value in others.items() if value is not None}
+    if export in ("pt2", "onnx"):
+        export_program(source, inputs)  # what cannot be exported is refused before the work
+    choices = {"q": q, "least": least, "include": include, "exclude": exclude}
+    choices |= {"round_to": round_to, "selection": selection}
+    arguments: dict[str, Any] = {name: value for name, value in choices.items() if value is not None}
     arguments |= {**budget, **(settings or {})}
     decided = plan(source, calibration, method=method, rule=rule, storage=storage, refit=refit, **arguments)
     pruned = apply(source, decided)
-    save(_compacted(pruned, inputs[:64]) if compact else pruned, out, plan=decided)
+    page = None
+    if report or (method == "id" and not decided.corrections):
+        assert data is not None  # checked before
+        held_out = None if _is_array_file(data) else _inputs(data, samples, mean=mean, std=std, part="test")
+        page = _reported(source, pruned, decided, inputs, held_out, falls_back=not report)
+    final = _compacted(pruned, inputs[:64]) if compact else pruned
+    _save(final, out, decided, page if method == "id" else None, inputs, export)
     if plot:
         _draw(plot, decided.plot())
     if report:
-        assert data is not None  # checked before
-        _write_report(report, source, decided, data, samples, mean, std)
+        page.to_html(report)
     _print(decided)
+    if page is not None:
+        print(page.verdict)
     print(f"Written: {out}")
 
 
-def _write_report(
-    path: str, model: Any, plan: Any, data: str, samples: int, mean: list[float] | None, std: list[float] | None
-) -> None:
-    """Write what the plan changes in the model's outputs, on the train and the test part of a data set."""
-    from ellq.analysis import datasets
-    from ellq.pruning import apply
-    from ellq.pruning.mask_report import compare_outputs
+def _save(model: Any, out: str, plan: Any, report: Any, inputs: Any, export: str) -> None:
+    """Write a pruned model; what is exported only because nothing else was said is left out where that fails."""
+    from ellq.pruning import save
+    from ellq.pruning.export import ExportError
 
-    parts = [datasets.load(data, part) for part in ("train", "test")]
-    chosen = [part.select(range(min(samples, len(part)))) for part in parts]
-    calibration, held_out = (part.inputs(mean=mean, std=std) for part in chosen)
-    pruned = apply(model, plan)
-    compared = compare_outputs(model, pruned, plan, calibration=calibration, held_out=held_out, labels=chosen[1].labels)
-    compared.to_html(path)
+    chosen = export if export != "auto" else "pt2" if plan.method == "id" else "none"
+    example = None if chosen == "none" else inputs[:16]
+    try:
+        save(model, out, plan=plan, example=example, onnx=chosen == "onnx", report=report)
+    except ExportError as error:
+        if export != "auto":
+            raise
+        save(model, out, plan=plan, report=report)
+        print(f"model.pt2 is left out. {error}")
+
+
+def _reported(
+    dense: Any, pruned: Any, plan: Any, calibration: Any, held_out: tuple[Any, Any] | None, *, falls_back: bool
+) -> Any:
+    """Return what the plan changes in the model's outputs; without held-out inputs where these do not fit."""
+    from ellq.pruning.channel_report import report
+
+    examples, labels = held_out or (None, None)
+    try:
+        return report(dense, pruned, plan=plan, calibration=calibration, held_out=examples, labels=labels)
+    except ValueError as error:
+        if not falls_back or held_out is None:
+            raise
+        print(f"The report is on calibration inputs alone. {error}")
+        return report(dense, pruned, plan=plan, calibration=calibration)
 
 
 def _is_array_file(data: str) -> bool:
     return Path(data).suffix in (".npy", ".npz")
 
 
-def _inputs(data: str, samples: int, *, mean: list[float] | None, std: list[float] | None) -> tuple[Any, Any]:
-    """Return inputs, and labels or None: of a data set's train part, or from a file."""
+def _inputs(
+    data: str, samples: int, *, mean: list[float] | None, std: list[float] | None, part: str = "train"
+) -> tuple[Any, Any]:
+    """Return inputs, and labels or None: of a part of a data set, or from a file."""
     import numpy as np
     import torch
 
     from ellq.analysis import datasets
 
     if not _is_array_file(data):
-        train = datasets.load(data, "train")
-        chosen = train.select(range(min(samples, len(train))))
+        whole = datasets.load(data, part)
+        chosen = whole.select(range(min(samples, len(whole))))
         return chosen.inputs(mean=mean, std=std), chosen.labels
     if mean is not None or std is not None:
         raise UsageError(f"mean and std are for data sets; {data!r} holds inputs as the model takes them.")

@@ -79,13 +79,13 @@ def exact(layers: Layers, retained: int) -> Allocation:
 
     Reference: ours; the errors are convex in each k_i, so the largest weights first is optimal.
     """
-    counts = count_largest(layers.weights, retained, scales=None, minima=layers.minima)
+    counts = count_largest(layers.weights, retained, minima=layers.minima)
     return same_reason(counts, f"least Σσ_k(w)² with {retained:,} retained")
 
 
 def global_magnitude(layers: Layers, retained: int) -> Allocation:
     """Keep the largest weights of all layers together, as ``torch.nn.utils.prune.global_unstructured`` does."""
-    counts = count_largest(layers.weights, retained, scales=None, minima=layers.minima)
+    counts = count_largest(layers.weights, retained, minima=layers.minima)
     return same_reason(counts, f"largest {retained:,} of all layers together")
 
 
@@ -134,7 +134,7 @@ def _by_lamp_scores(layers: Layers, retained: int, reason: str) -> Allocation:
     shares = [int(minimum.sum()) for minimum in layers.minima]
     places = [place for place, score in enumerate(scores) if score.size]
     if places:
-        free = count_largest([scores[i][None] for i in places], retained - sum(shares), scales=None, minima=None)
+        free = count_largest([scores[i][None] for i in places], retained - sum(shares), minima=None)
         for place, own in zip(places, free, strict=True):
             shares[place] += int(own[0])
     return _by_layer(layers, shares, reason)
@@ -192,7 +192,7 @@ def _tail_shares(magnitude: npt.NDArray[np.floating]) -> Array:
 def _by_layer(layers: Layers, shares: Sequence[int], reason: str) -> Allocation:
     """Keep the largest weights of every layer, as many as its share."""
     counts = [
-        count_largest([layer], share, scales=None, minima=[minimum])[0]
+        count_largest([layer], share, minima=[minimum])[0]
         for layer, share, minimum in zip(layers.weights, shares, layers.minima, strict=True)
     ]
     sizes = layers.sizes

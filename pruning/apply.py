@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ellq.pruning import masks
 from ellq.pruning.mask_parametrization import install_, is_masked, masked, masks_of, remove_, stored_tensors
 from ellq.pruning.plan import Plan
-from ellq.pruning.surgery import cut_
+from ellq.pruning.surgery import cut_, cut_channels_
 
 Model = TypeVar("Model", bound=nn.Module | Mapping[str, Tensor])
 Module = TypeVar("Module", bound=nn.Module)
@@ -55,10 +55,12 @@ def apply(model: Model, plan: Plan, *, inplace: bool = False, regrow: bool = Fal
         name = next(iter(masks_of(model)))
         raise ValueError(f"Weight {name!r} carries a mask, and layers are cut without. Call ellq.finalize first.")
     target = model if inplace else copy.deepcopy(model)
-    if inplace and len(plan.corrections) > 1:
+    if inplace and (plan.cuts or len(plan.corrections) > 1):
         apply(target, plan)  # on a copy first: if one cut does not fit, none is made
     for correction in plan.corrections:
         cut_(target, correction)
+    if plan.cuts:
+        _cut_channels_(target, plan)
     return target
 
 
@@ -81,9 +83,26 @@ def finalize(model: Module, *, inplace: bool = False) -> Module:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be an nn.Module, got {type(model).__name__}. Pass the masked module.")
-    target = model if inplace else copy.deepcopy(model)
+    target = model if inplace else _copied(model)
     remove_(target, bake=True)
     return target
+
+
+def _cut_channels_(model: nn.Module, plan: Plan) -> None:
+    cut_channels_(model, [(one.group, one.kept) for one in plan.cuts])
+    _refuse_unfit(model, plan)
+    _write(model.state_dict(), plan, {})
+
+
+def _copied(model: Module) -> Module:
+    """Return a deep copy, of a model too whose layers hold computed tensors as torch's pruning by hooks leaves them."""
+    computed = [
+        value
+        for module in model.modules()
+        for value in vars(module).values()
+        if isinstance(value, Tensor) and not value.is_leaf
+    ]
+    return copy.deepcopy(model, {id(tensor): tensor.detach().clone() for tensor in computed})
 
 
 def _apply_masks(model: Model, plan: Plan, *, inplace: bool, regrow: bool) -> Model:
@@ -91,7 +110,7 @@ def _apply_masks(model: Model, plan: Plan, *, inplace: bool, regrow: bool) -> Mo
     present: dict[str, Tensor] = {}
     if isinstance(model, nn.Module) and is_masked(model):
         present = masks_of(model)
-        plain = copy.deepcopy(model)
+        plain = _copied(model)
         remove_(plain, bake=not regrow)
     weights = masks.maskable_weights(plain)
     kept = masks.retained_entries(weights, plan)
@@ -101,7 +120,9 @@ def _apply_masks(model: Model, plan: Plan, *, inplace: bool, regrow: bool) -> Mo
         kept = {name: mask & present[name].cpu() if name in present else mask for name, mask in kept.items()}
     if inplace:
         target = model
-    elif isinstance(model, nn.Module | dict):
+    elif isinstance(model, nn.Module):
+        target = _copied(model)
+    elif isinstance(model, dict):
         target = copy.deepcopy(model)
     else:
         target = cast(Model, copy.deepcopy(dict(model)))

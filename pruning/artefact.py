@@ -14,36 +14,85 @@ from torch import Tensor, nn
 
 from ellq.analysis import new_folder
 from ellq.pruning.apply import finalize
+from ellq.pruning.channel_report import plan_of, report_channels
+from ellq.pruning.export import export_program, require_onnx, write_onnx, write_program
 from ellq.pruning.json_format import MODEL, VERSIONS, read_json
 from ellq.pruning.mask_parametrization import is_masked
 from ellq.pruning.plan import Plan
+from ellq.pruning.report import Page
 
 Model = TypeVar("Model", bound=nn.Module)
 
 WEIGHTS = "model.safetensors"
 DESCRIPTION = "plan.json"
-_WIDTHS = ("in_channels", "out_channels", "groups", "num_features", "num_parameters")
+PROGRAM = "model.pt2"
+ONNX = "model.onnx"
+REPORT = "report.html"
+_FILES = (WEIGHTS, DESCRIPTION, PROGRAM, ONNX, f"{ONNX}.data", REPORT)
+_WIDTHS = (
+    *("in_channels", "out_channels", "groups", "num_features", "num_parameters"),
+    *("num_channels", "num_groups", "embedding_dim"),
+)
 _PARTS = ("weight", "bias", "running_mean", "running_var")
 
 
-def save(model: nn.Module | Mapping[str, Tensor], folder: str | Path, *, plan: Plan | None = None) -> None:
-    """Write a model as ``model.safetensors`` and ``plan.json``; never half-written.
+def save(
+    model: nn.Module | Mapping[str, Tensor],
+    folder: str | Path,
+    *,
+    plan: Plan | None = None,
+    example: Tensor | None = None,
+    onnx: bool = False,
+    report: Page | None = None,
+) -> None:
+    """Write a model to a folder, whole or not at all: its tensors, and what is needed to use them elsewhere.
+
+    ``model.safetensors`` and ``plan.json``, which ``load`` reads. With ``example`` also ``model.pt2``, a program of
+    torch.export that runs without the model's class, for batches of any size; with ``onnx`` also ``model.onnx``. Each
+    is read again and run on the example, and must give the model's outputs. With a report, or the example and a plan
+    for channels, also ``report.html``.
 
     Args:
         model: a module or a state dict, pruned or not; of a masked module what ``finalize`` makes of it is written.
-        folder: where to; made if it does not exist, replaced if it holds nothing but these two files.
-        plan: kept in ``plan.json`` for the record.
+        folder: where to; made if it does not exist, replaced if it holds nothing but these files.
+        plan: kept in ``plan.json`` for the record; by default the one that ``ellq.prune`` left at ``model.ellq_plan``.
+        example: a batch of inputs, which no file holds afterwards.
+        onnx: whether to write ONNX too; needs the extra ``ellq[onnx]``, and ``example``.
+        report: what ``report.html`` shows, from ``ellq.report``; by default what plan and example tell.
 
     Raises:
+        TypeError: ``example`` with a state dict, which does not run.
+        ModuleNotFoundError: ``onnx`` without its packages.
+        ExportError: a ValueError: torch.export or ONNX cannot follow the model, or its program gives other outputs.
+        ValueError: ``onnx`` without ``example``, or an empty one.
         FileExistsError: the folder holds other files.
         OSError: it cannot be written.
     """
-    with new_folder(folder, replaces=(WEIGHTS, DESCRIPTION)) as partial:
+    if onnx and example is None:
+        raise ValueError("onnx=True runs the model. Pass example=, a batch of inputs.")
+    if onnx:
+        require_onnx()
+    if example is not None and not isinstance(model, nn.Module):
+        raise TypeError("example= runs the model. Pass the nn.Module, not its state dict.")
+    plan = plan_of(model) if plan is None else plan
+    with new_folder(folder, replaces=_FILES) as partial:
+        if isinstance(model, nn.Module) and is_masked(model):
+            model = finalize(model)
         write_into(partial, model, plan=plan)
+        if example is not None:
+            assert isinstance(model, nn.Module)
+            program = export_program(model, example)
+            write_program(program, model, example, partial / PROGRAM)
+            if onnx:
+                write_onnx(program, model, example, partial / ONNX)
+            if report is None and plan is not None and plan.cuts:
+                report = report_channels(plan, model, calibration=example)
+        if report is not None:
+            (partial / REPORT).write_text(report.to_html(), encoding="utf-8")
 
 
 def write_into(folder: Path, model: nn.Module | Mapping[str, Tensor], *, plan: Plan | None = None) -> None:
-    """Write the two files of ``save`` into a folder that exists."""
+    """Write what ``load`` reads into a folder that exists."""
     if isinstance(model, nn.Module):
         model = finalize(model) if is_masked(model) else model
         save_model(model, str(folder / WEIGHTS))

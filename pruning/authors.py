@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ellq.pruning.budget import refuse_too_small
+from ellq.pruning.budget import BudgetError, refuse_too_small
 from ellq.pruning.largest import Counts, magnitudes
 from ellq.pruning.layers import Allocation, Layers
 from ellq.theory import Array, PowerSums, join, open_fraction, order_below_one, power_sums
@@ -23,7 +24,10 @@ from ellq.theory.arguments import nonnegative, rising_orders
 SCOPES = ("unit", "layer", "global")
 VARIANTS = ("keep-m", "capped")
 OVER = ("survivors", "all")
+_M = "⌈N(1+η)^(−1/(1−q))⌉"
 _STRONGEST = 2.0**40
+_WIDEST = 800.0  # log of a factor that takes every count to all there is; its inverse takes every count to one
+_Solved = Callable[..., Allocation]  # a rule for a budget, of which only retained= is left to be given
 
 
 def yang2022(
@@ -68,8 +72,9 @@ def yang2022(
         if eta:
             raise ValueError(f"tol={eta:g} has no place in variant='capped', which takes m at η = 0. Pass tol=0.")
         return diao2023(layers, 0.0, p=q, q=1.0, gamma=c, beta=beta, scope=scope)
-    state = _Survivors.of(layers, _require(scope, SCOPES, "scope"))
-    return _kept_m(state, _count_at_zero(state, q, over), -math.log1p(eta) / (1 - q), f"η = {eta:.4g}")
+    state = _Survivors.of(layers, scope)
+    found = _kept_m(state, _count_at_zero(state, q, over), -math.log1p(eta) / (1 - q))
+    return found.allocation(f"{_M}, η = {eta:.4g}")
 
 
 def yang2022_budget(
@@ -86,11 +91,12 @@ def yang2022_budget(
     """Keep at most a number of weights by the rule of ``yang2022``.
 
     Variant ``"keep-m"``: in one round, at the least η for which the m sum to at most the budget; a negative η only
-    scales the m up. Variant ``"capped"``: in rounds, as ``diao2023_budget``.
+    scales the m up; where weights equal to those that stay would exceed the budget, at a larger one. Variant
+    ``"capped"``: in rounds, as ``diao2023_budget``.
 
     Args:
         layers: what is decided on.
-        retained: the most that may be kept; equal weights at a cut may exceed it.
+        retained: the most that may be kept.
         q: see ``yang2022``.
         variant: see ``yang2022``.
         over: see ``yang2022``.
@@ -99,7 +105,8 @@ def yang2022_budget(
         scope: see ``yang2022``.
 
     Raises:
-        ValueError: an argument out of range, or a budget below one weight for each vector that has any.
+        ValueError: an argument out of range.
+        BudgetError: less than one weight for each vector that has any.
 
     Reference: the rule of Yang et al. 2022; solving it for a budget is ours.
     """
@@ -107,22 +114,22 @@ def yang2022_budget(
     q = order_below_one(q)
     if variant == "capped":
         return diao2023_budget(layers, retained, p=q, q=1.0, gamma=c, beta=beta, scope=scope)
-    state = _Survivors.of(layers, _require(scope, SCOPES, "scope"))
-    refuse_too_small(
-        retained,
-        ("the model",) if scope == "global" else layers.names,
-        np.split(np.minimum(state.sizes, 1), _ends(layers, scope)),
-        asked="The budget",
-        advice="Choose a wider scope or a larger budget.",
-        nearest=float(np.count_nonzero(state.sizes)),
-    )
+    again = functools.partial(yang2022_budget, layers, q=q, variant=variant, over=over, scope=scope)
+    state = _survivors(layers, retained, scope, again)
     N = _count_at_zero(state, q, over)
-    low, high = -800.0, 800.0  # log of the factor on N: from every count at its minimum to every count at d
-    for _ in range(100):
-        middle = (low + high) / 2
-        low, high = (middle, high) if _m(N, state.sizes, middle).sum() <= retained else (low, middle)
-    eta = math.expm1(min(-low * (1 - q), 700.0))
-    return _kept_m(state, N, low, f"η = {eta:.4g} for {retained:,} retained")
+
+    factor = _largest(_WIDEST, lambda factor: int(_m(N, state.sizes, factor).sum()) <= retained)
+    found = _kept_m(state, N, factor)
+    if found.total > retained:  # weights equal to the smallest that stay do so too
+        fewest = _kept_m(state, N, -_WIDEST)
+        if fewest.total > retained:
+            stuck = fewest.name_of(int(np.argmax(fewest.sizes > 1)))
+            obstacle = f"leaves {retained} weights, and the largest of {stuck} are equal, which stay together"
+            raise _refused(retained, obstacle, fewest.total, again)
+        factor = _largest(factor, lambda factor: _kept_m(state, N, factor).total <= retained)
+        found = _kept_m(state, N, factor)
+    eta = math.expm1(min(-factor * (1 - q), 700.0))
+    return found.allocation(f"{_M}, η = {eta:.4g} for {retained:,} retained")
 
 
 def diao2023(
@@ -157,7 +164,7 @@ def diao2023(
     Reference: Diao et al. 2023 (arXiv 2302.05601), Algorithm 1, and the authors' code.
     """
     round_ = _Round.of(eta, p, q, gamma, beta)
-    state = _Survivors.of(layers, _require(scope, SCOPES, "scope"))
+    state = _Survivors.of(layers, scope)
     removed = round_.removed(state, 1.0)
     return state.without(removed).allocation(f"{round_}, one round by {scope}")
 
@@ -176,7 +183,8 @@ def diao2023_budget(
     """Keep at most a number of weights by repeating the round of ``diao2023``, without retraining between.
 
     Every round looks at the survivors of the one before. In the last, γ is lowered so that no more goes than must;
-    where a round removes nothing, because what survives is too even or too little, γ is doubled.
+    where a round removes nothing, because what survives is too even or too little, γ is doubled. Equal weights go
+    together, so that more may go than must.
 
     Args:
         layers: what is decided on.
@@ -189,16 +197,18 @@ def diao2023_budget(
         scope: see ``diao2023``.
 
     Raises:
-        ValueError: an argument out of range, or a budget that no γ meets.
+        ValueError: an argument out of range.
+        BudgetError: less than one weight for each vector that has any, or what no γ reaches.
 
     Reference: the rule of Diao et al. 2023; repeating it until a budget is met is ours.
     """
     round_ = _Round.of(eta, p, q, gamma, beta)
-    state = _Survivors.of(layers, _require(scope, SCOPES, "scope"))
-    rounds, share = 0, 1.0  # share of γ
-    while (left := int(state.sizes.sum())) > retained:
+    again = functools.partial(diao2023_budget, layers, eta=eta, p=p, q=q, gamma=gamma, beta=beta, scope=scope)
+    state = _survivors(layers, retained, scope, again)
+    rounds, share, is_stuck = 0, 1.0, False  # share of γ
+    while (left := state.total) > retained:
         removed = round_.removed(state, share)
-        if left - int(removed.sum()) < retained:
+        if left - int(removed.sum()) < retained and not is_stuck:
             low = 0.0  # where too little goes
             for _ in range(60):
                 middle = (low + share) / 2
@@ -207,15 +217,48 @@ def diao2023_budget(
             removed = round_.removed(state, share)
         state = state.without(removed)
         rounds += 1
-        if int(state.sizes.sum()) == left:
+        is_stuck = state.total == left
+        if is_stuck:
             share *= 2
             if share > _STRONGEST:
-                raise ValueError(
-                    f"The rule by {scope} comes to a stop at {left:,} weights, above the {retained:,} asked for: all"
-                    " that survives counts by its PQ index, or is equal. Choose a wider scope or a larger budget."
+                obstacle = (
+                    f"cannot be met: the rule by {scope} comes to a stop at {left} weights, above the {retained} asked"
+                    f" for, where all that survives of {state.name_of(int(np.argmax(state.sizes > 1)))} counts by its"
+                    " PQ index, or is equal"
                 )
+                raise _refused(retained, obstacle, left, again)
     last = f", γ·{share:.3g} in the last" if share != 1 else ""
     return state.allocation(f"{round_}, {rounds} round{'' if rounds == 1 else 's'} by {scope}{last}")
+
+
+def _survivors(layers: Layers, retained: int, scope: str, rule: _Solved) -> _Survivors:
+    """Return all weights; refuse to retain fewer than one of each vector that has any."""
+    state = _Survivors.of(layers, scope)
+    vectors = [len(layer) if scope == "unit" else 1 for layer in layers.weights] if scope != "global" else [1]
+    minima = np.split(np.minimum(state.sizes, 1), np.cumsum(vectors)[:-1])
+    try:
+        refuse_too_small(retained, layers.names, minima, vector=scope)
+    except BudgetError as error:
+        raise _refused(retained, error.obstacle, int(error.nearest), rule) from None
+    return state
+
+
+def _largest(limit: float, is_within: Callable[[float], bool]) -> float:
+    """Return the largest log of a factor on N, up to a limit, that is within a budget."""
+    low, high = -_WIDEST, limit
+    for _ in range(100):
+        middle = (low + high) / 2
+        low, high = (middle, high) if is_within(middle) else (low, middle)
+    return low
+
+
+def _refused(retained: int, obstacle: str, nearest: int, rule: _Solved) -> BudgetError:
+    """Return that a budget cannot be met; of what can be it is known that it is not below ``nearest``."""
+    try:
+        rule(retained=nearest)
+    except BudgetError as error:
+        nearest = int(error.nearest)
+    return BudgetError(f"retained={retained}", obstacle, nearest, f"Choose retained >= {nearest}.")
 
 
 @dataclass(frozen=True)
@@ -254,18 +297,21 @@ class _Survivors:
 
     Attributes:
         layers: all weights.
+        scope: what a vector is.
         vector: for each layer the number of the vector that each unit belongs to, shape (units,).
         cuts: of every vector, in the magnitudes' own units.
         sizes: of every vector, how many of its weights are left.
     """
 
     layers: Layers
+    scope: str
     vector: list[Counts]
     cuts: Array
     sizes: Counts
 
     @staticmethod
     def of(layers: Layers, scope: str) -> _Survivors:
+        _require(scope, SCOPES, "scope")
         units = [len(layer) for layer in layers.weights]
         if scope == "unit":
             vector = np.split(np.arange(sum(units)), np.cumsum(units)[:-1])
@@ -273,7 +319,12 @@ class _Survivors:
             vector = [np.full(n, i if scope == "layer" else 0) for i, n in enumerate(units)]
         nonzeros = np.concatenate([found.nonzeros for found in layers.surveys])
         sizes = np.bincount(np.concatenate(vector), weights=nonzeros).astype(np.int64)
-        return _Survivors(layers, vector, np.zeros(sizes.size), sizes)
+        return _Survivors(layers, scope, vector, np.zeros(sizes.size), sizes)
+
+    @property
+    def total(self) -> int:
+        """How many weights are left."""
+        return int(self.sizes.sum())
 
     @functools.lru_cache(maxsize=2)  # noqa: B019 -- a round asks many times for the same; few states live at once
     def effective(self, p: float, q: float) -> Array:
@@ -313,7 +364,16 @@ class _Survivors:
         sizes = np.bincount(
             np.concatenate(self.vector), weights=np.concatenate(self._counts(cuts)), minlength=cuts.size
         )
-        return _Survivors(self.layers, self.vector, cuts, sizes.astype(np.int64))
+        return replace(self, cuts=cuts, sizes=sizes.astype(np.int64))
+
+    def name_of(self, number: int) -> str:
+        """Return what an error calls a vector."""
+        if self.scope == "global":
+            return "the model"
+        name, own = next(
+            (name, own) for name, own in zip(self.layers.names, self.vector, strict=True) if own[-1] >= number
+        )
+        return f"unit {number - own[0]} of {name!r}" if self.scope == "unit" else f"layer {name!r}"
 
     def _left(self, number: int) -> Array:
         """Return the survivors of one vector, a layer or all."""
@@ -352,12 +412,6 @@ def _count_at_zero(state: _Survivors, q: float, over: str) -> Array:
     return np.asarray(N * state.sizes / D)
 
 
-def _ends(layers: Layers, scope: str) -> Counts:
-    """Return where the vectors of one layer end and those of the next begin."""
-    vectors = [len(layer) if scope == "unit" else 1 for layer in layers.weights]
-    return np.asarray(np.cumsum(vectors if scope != "global" else [1])[:-1])
-
-
 def _m(N: Array, sizes: Counts, log_factor: float) -> Counts:
     """Return ⌈N·factor⌉, at least 1 where there is anything, at most the size."""
     # A count that is whole but for rounding must not be lifted to the next.
@@ -365,9 +419,8 @@ def _m(N: Array, sizes: Counts, log_factor: float) -> Counts:
     return np.clip(np.ceil(np.minimum(real, sizes)).astype(np.int64), np.minimum(sizes, 1), sizes)
 
 
-def _kept_m(state: _Survivors, N: Array, log_factor: float, told: str) -> Allocation:
-    m = _m(N, state.sizes, log_factor)
-    return state.without(state.sizes - m).allocation(f"⌈N(1+η)^(−1/(1−q))⌉, {told}")
+def _kept_m(state: _Survivors, N: Array, log_factor: float) -> _Survivors:
+    return state.without(state.sizes - _m(N, state.sizes, log_factor))
 
 
 def _require(value: str, allowed: tuple[str, ...], name: str) -> str:

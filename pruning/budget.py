@@ -14,19 +14,27 @@ from ellq.pruning.storage import require_storage
 from ellq.theory import open_fraction
 from ellq.theory.arguments import count, real_number
 
-KINDS = ("sparsity", "tol", "nonzeros", "bytes", "pattern")
+KINDS = ("sparsity", "tol", "nonzeros", "bytes", "pattern", "flops", "parameters", "memory", "latency")
+COSTS = KINDS[5:]
+"""Budgets that are a fraction of what the dense network takes; of channels only."""
 
 
 class BudgetError(ValueError):
     """A budget that cannot be met.
 
     Attributes:
+        asked: the budget as the caller put it, such as ``"sparsity=0.99"``.
+        obstacle: what stands in the way, as what the budget does: ``"leaves 3 weights for 9 units, …"``.
         nearest: the nearest value that can be, of the same argument.
+        advice: what to do.
     """
 
-    def __init__(self, message: str, nearest: float) -> None:
-        super().__init__(message)
-        self.nearest = nearest
+    def __init__(self, asked: str, obstacle: str, nearest: float, advice: str) -> None:
+        super().__init__(asked, obstacle, nearest, advice)
+        self.asked, self.obstacle, self.nearest, self.advice = asked, obstacle, nearest, advice
+
+    def __str__(self) -> str:
+        return f"{self.asked} {self.obstacle}. {self.advice}"
 
 
 @dataclass(frozen=True)
@@ -68,7 +76,8 @@ def one_budget(given: Mapping[str, object], *, storage: str, tol_is_eta: bool) -
     named = [kind for kind in KINDS if given.get(kind) is not None]
     if len(named) != 1:
         told = " and ".join(f"{kind}=" for kind in named) or "none"
-        raise ValueError(f"Give exactly one budget: sparsity=, tol=, nonzeros=, bytes= or pattern=; got {told}.")
+        listed = ", ".join(f"{kind}=" for kind in KINDS[:-1])
+        raise ValueError(f"Give exactly one budget: {listed} or {KINDS[-1]}=; got {told}.")
     kind = named[0]
     value = given[kind]
     if kind == "pattern":
@@ -92,29 +101,38 @@ def one_budget(given: Mapping[str, object], *, storage: str, tol_is_eta: bool) -
     return Budget(kind, open_fraction(value, kind))
 
 
-def refuse_too_small(
-    retained: int, names: Sequence[str], minima: Sequence[Counts], *, asked: str, advice: str, nearest: float
-) -> None:
-    """Raise BudgetError if the minima of the units exceed what is retained, naming the first that has no room.
+def refuse_too_small(retained: int, names: Sequence[str], minima: Sequence[Counts], *, vector: str = "unit") -> None:
+    """Raise BudgetError if the minima exceed what is retained, naming the first unit that has no room.
+
+    The error speaks of a number of weights, ``retained``; who knows what the caller asked for says it anew.
 
     Args:
         retained: what the budget leaves.
         names: of the layers.
-        minima: for each layer what every unit keeps at least.
-        asked: the budget as the caller put it, such as ``"sparsity=0.99"``.
-        advice: what to do.
-        nearest: the nearest value that can be met.
+        minima: for each layer what every unit keeps at least; one number where a minimum is that of a whole layer.
+        vector: what a minimum is of: ``"unit"``, ``"layer"`` or ``"global"``.
     """
-    held = np.cumsum(np.concatenate(minima))
-    if not held.size or held[-1] <= retained:
+    held = int(sum(minimum.sum() for minimum in minima))
+    if held <= retained:
         return
-    place = int(np.searchsorted(held, retained, side="right"))
-    layer = int(np.searchsorted(np.cumsum([len(minimum) for minimum in minima]), place, side="right"))
-    unit = place - sum(len(minimum) for minimum in minima[:layer])
-    units = sum(int(np.count_nonzero(minimum)) for minimum in minima)
+    layer, unit = without_room(retained, minima)
+    place = f"unit {unit} of {names[layer]!r}" if vector == "unit" else f"layer {names[layer]!r}"
+    number = sum(int(np.count_nonzero(minimum)) for minimum in minima)
     least = max(int(minimum.max(initial=0)) for minimum in minima)
-    raise BudgetError(
-        f"{asked} leaves {retained} weights for {units} units, each of which keeps at least {least}: nothing is left"
-        f" for unit {unit} of {names[layer]!r}. {advice}",
-        nearest,
+    obstacle = (
+        f"leaves {retained} weights for the model, which keeps at least {least}"
+        if vector == "global"
+        else f"leaves {retained} weights for {number} {vector}s, each of which keeps at least {least}: nothing is left"
+        f" for {place}"
     )
+    raise BudgetError(f"retained={retained}", obstacle, held, f"Choose retained >= {held}.")
+
+
+def without_room(room: float, minima: Sequence[Counts]) -> tuple[int, int]:
+    """Return the layer and the unit in it, by number, at which minima added up exceed the room; they do exceed it."""
+    for layer, minimum in enumerate(minima):
+        fits = np.cumsum(minimum) <= room
+        if not fits.all():
+            return layer, int(np.argmin(fits))
+        room -= int(minimum.sum())
+    raise AssertionError("the minima fit")

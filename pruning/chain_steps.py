@@ -5,10 +5,13 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
+from torch.nn import functional
 
+from ellq.pruning.traced import symbolic
 from ellq.theory import norm_error, outward
 
 # Exact types throughout: a subclass may compute something else.
@@ -60,6 +63,15 @@ _LIPSCHITZ: dict[type[nn.Module], float] = {
 }
 
 
+# Functions in a model's forward that are a module's, called without further arguments.
+_CALLS: dict[Any, type[nn.Module]] = {
+    **dict.fromkeys((functional.relu, torch.relu, "relu"), nn.ReLU),
+    **dict.fromkeys((functional.tanh, torch.tanh, "tanh"), nn.Tanh),
+    **dict.fromkeys((functional.sigmoid, torch.sigmoid, "sigmoid"), nn.Sigmoid),
+    **dict.fromkeys((torch.flatten, "flatten"), nn.Flatten),
+}
+
+
 def steps_of(module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module]]:
     """Yield the weight layers and functions of a chain in order; refuse what is neither."""
     if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
@@ -72,6 +84,46 @@ def steps_of(module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module]]:
     if type(module) not in LAYERS:
         slope_of(module)
     yield prefix, module
+
+
+def chain_of(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the steps of a Sequential, or of a model of any class that calls one step after the other.
+
+    Of functions in its forward, ``relu``, ``tanh``, ``sigmoid`` and ``flatten`` are steps.
+    """
+    if isinstance(model, nn.Sequential) or type(model) in LAYERS:
+        yield from steps_of(model, "")
+        return
+    if model._forward_hooks or model._forward_pre_hooks:
+        raise ValueError("The model carries a forward hook, which may change what it computes. Remove the hook.")
+    last, *nodes = symbolic(copy.deepcopy(model), 1, training=False).nodes
+    reached = {last}
+    for node in nodes:
+        if reached.isdisjoint(node.all_input_nodes) and node.op != "output":
+            continue  # what is made of other arguments' defaults
+        step = None
+        if node.all_input_nodes == [last] and len(last.users) == 1:
+            step = model.get_submodule(node.target) if node.op == "call_module" else _step_of_call(node)
+        if node.op == "output" and step is not None:
+            return
+        if step is None:
+            raise ValueError(f"The model is no chain of layers: it calls {node.target} on {node.all_input_nodes}.")
+        yield from steps_of(step, str(node.target))
+        last = node
+        reached.add(node)
+
+
+def _step_of_call(node: fx.Node) -> nn.Module | None:
+    """Return the module that does what a node does with its one input; None where there is none."""
+    others = dict(node.kwargs) | dict(enumerate(node.args[1:]))
+    others.pop("inplace", None)
+    kind = _CALLS.get(node.target)
+    if kind is nn.Flatten:
+        start, end = others.pop("start_dim", others.pop(0, 0)), others.pop("end_dim", others.pop(1, -1))
+        return nn.Flatten(start, end) if isinstance(start, int) and isinstance(end, int) and start > 0 else None
+    if node.op == "output":
+        return nn.Identity() if node.args[0] is node.all_input_nodes[0] else None
+    return None if kind is None or others else kind()
 
 
 def slope_of(module: nn.Module) -> float:

@@ -15,8 +15,8 @@ from torch import Tensor, fx, nn
 from torch.nn import functional
 
 from ellq.analysis.nets import ZeroPadShortcut
-from ellq.pruning.coupling import is_elementwise
 from ellq.pruning.feature_graph import Feature, Indices, Link, Mask, Network, Reader
+from ellq.pruning.hidden_layers import is_elementwise
 from ellq.pruning.traced import Traced
 from ellq.theory import Array
 

@@ -10,7 +10,7 @@ import math
 import os
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sized
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from numbers import Real
@@ -24,6 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from torch.utils.data import DataLoader, TensorDataset
 
 from ellq.analysis import track, write_bytes
 from ellq.pruning.apply import apply
@@ -115,8 +116,8 @@ def gradual(
         schedule: ``"geometric"``, ``"cubic"`` or ``"one-shot"``, or a function of step (1 to steps), steps and sparsity
             that returns the sparsity at that step, in [0, 1).
         epochs: what ``train`` may spend at each step, ≥ 1.
-        plan_with: keyword arguments for ``ellq.plan``, or a function of a plain model and the step's sparsity that
-            returns a plan of method ``"lq"``.
+        plan_with: keyword arguments for ``ellq.plan``, which every step uses anew, or a function of a plain model and
+            the step's sparsity that returns a plan of method ``"lq"``.
         checkpoint: folder to keep the latest state in, as one file, and to go on from if there is one.
         regrow: let entries come back.
         seed: of every random state, ≥ 0.
@@ -127,8 +128,9 @@ def gradual(
     Raises:
         TypeError: an argument of the wrong kind.
         ValueError: an argument out of range, a schedule that falls without ``regrow``, a model that cannot be planned;
-            or a checkpoint that is damaged, or of other arguments or another model (functions are known by their names
-            alone).
+            or a checkpoint that is damaged, or of other arguments or another model. Tensors and arrays are compared by
+            content, functions and other objects by their names alone; of a DataLoader what it draws from (a
+            TensorDataset's content, of another its type and length) and its batches' size and order are compared.
         GradualError: a step's plan or training failed, or left a loss or weights that are not finite.
         OSError: the folder cannot be written.
 
@@ -365,6 +367,12 @@ def _decider(plan_with: Mapping[str, Any] | Decide | None, *, regrow: bool) -> D
         for name in KINDS:
             if name in options:
                 raise ValueError(f"plan_with holds {name!r}, but the budget is the schedule's. Leave it out.")
+        for name, value in options.items():
+            if isinstance(value, Iterator):
+                raise TypeError(
+                    f"plan_with holds a {type(value).__name__} as {name!r}, which the first step would use up. Pass a"
+                    " list, a tensor or a DataLoader."
+                )
         if options.get("refit") in (*CHOOSING, "auto") and not regrow:
             raise ValueError(
                 f"plan_with holds refit={options['refit']!r}, which may bring removed entries back, but masks only"
@@ -473,6 +481,15 @@ def _identity(value: object) -> Any:
         return [_identity(inner) for inner in value]
     if isinstance(value, Tensor):
         return f"{_kind(value)} {_digest(value)}"
+    if isinstance(value, np.ndarray | np.generic):
+        return f"{value.dtype} {value.shape} {hashlib.sha256(value.tobytes()).hexdigest()[:32]}"
+    if isinstance(value, DataLoader):
+        data = value.dataset
+        content = (
+            list(data.tensors) if isinstance(data, TensorDataset) else len(data) if isinstance(data, Sized) else None
+        )
+        parts = (data, content, value.batch_size, value.drop_last, value.sampler, value.batch_sampler)
+        return ["DataLoader", *map(_identity, parts)]
     if value is None or isinstance(value, str | bool | int | float):
         return value
     return getattr(value, "__qualname__", type(value).__qualname__)

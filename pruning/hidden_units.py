@@ -18,7 +18,7 @@ from torch.nn.utils import parametrize
 from ellq.analysis import inputs_of, track, weight_matrices
 from ellq.pruning import masks
 from ellq.pruning.allocate import retained_of
-from ellq.pruning.coupling import HiddenLayer, hidden_layers, same_computation
+from ellq.pruning.hidden_layers import HiddenLayer, hidden_layers, same_computation
 from ellq.pruning.plan import Correction, Plan, plan_table
 from ellq.pruning.surgery import cut_
 from ellq.theory import Array, Gram, Selection, interpolate, output_aware, pivoted_qr, refit

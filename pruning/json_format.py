@@ -7,7 +7,7 @@ from typing import Any
 
 PLAN = "ellq.plan"
 MODEL = "ellq.model"
-VERSIONS = {PLAN: 1, MODEL: 1}
+VERSIONS = {PLAN: 2, MODEL: 1}  # those before are read too
 
 
 def read_json(text: str | bytes, *formats: str, name: str) -> dict[str, Any]:
@@ -28,8 +28,9 @@ def read_json(text: str | bytes, *formats: str, name: str) -> dict[str, Any]:
     found = data.get("format") if isinstance(data, dict) else None
     if found not in formats:
         raise ValueError(f"{name} has format {found!r}. Pass one of format {' or '.join(map(repr, formats))}.")
-    if data.get("version") != VERSIONS[found]:
+    version = data.get("version")
+    if not isinstance(version, int) or not 1 <= version <= VERSIONS[found]:
         raise ValueError(
-            f"{name} has version {data.get('version')!r}; this ellq reads version {VERSIONS[found]} of {found!r}."
+            f"{name} has version {version!r}; this ellq reads versions up to {VERSIONS[found]} of {found!r}."
         )
     return dict(data)

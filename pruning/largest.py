@@ -89,38 +89,15 @@ def survey(layer: Layer, name: str) -> Survey:
     return Survey(math.prod(layer.shape[1:]), nonzeros, exponent, math.sqrt(energy))
 
 
-@dataclass(frozen=True)
-class Scale:
-    """What a layer's magnitudes are divided by before they are compared with other layers'.
-
-    Attributes:
-        exponent: of the power of two.
-        divisor: > 0, besides.
-    """
-
-    exponent: int = 0
-    divisor: float = 1.0
-
-    def __call__(self, magnitude: npt.ArrayLike) -> Array:
-        """Return |w|/(2^exponent·divisor), which never falls where |w| rises."""
-        wide = np.asarray(magnitude, dtype=np.float64)
-        with np.errstate(over="ignore"):  # only what no weight of the layer reaches is infinite
-            return np.asarray((np.ldexp(wide, -self.exponent) if self.exponent else wide) / self.divisor)
-
-
-def count_largest(
-    layers: Sequence[Layer], retained: int, *, scales: Sequence[Scale] | None = None, minima: Sequence[Counts] | None
-) -> list[Counts]:
+def count_largest(layers: Sequence[Layer], retained: int, *, minima: Sequence[Counts] | None) -> list[Counts]:
     """Count how many of the largest weights of all layers together each unit has.
 
-    The ``retained`` largest |w|/scale; of equal ones those of the earlier layer, unit and entry. A unit that would have
-    fewer than its minimum gets that many, at the cost of the smallest of the others'. Exact: no weight that goes is
-    larger than one that stays, by the scaled magnitudes in float64.
+    Of equal ones those of the earlier layer, unit and entry. A unit that would have fewer than its minimum gets that
+    many, at the cost of the smallest of the others'. Exact: no weight that goes is larger than one that stays.
 
     Args:
         layers: finite, units along the first axis.
         retained: from the sum of the minima to the number of weights.
-        scales: what each layer's magnitudes are divided by; None to take them as they are.
         minima: for each layer what each unit has at least, at most its size; None for nothing.
 
     Returns:
@@ -128,7 +105,6 @@ def count_largest(
     """
     cut = _Cut(
         list(layers),
-        [Scale()] * len(layers) if scales is None else list(scales),
         np.concatenate(minima) if minima is not None else np.zeros(sum(map(len, layers)), dtype=np.int64),
     )
     return cut.split(cut.counts(retained))
@@ -136,10 +112,9 @@ def count_largest(
 
 @dataclass(frozen=True)
 class _Cut:
-    """The search for the score at which the largest weights end; units of all layers are numbered through."""
+    """The search for the magnitude at which the largest weights end; units of all layers are numbered through."""
 
     layers: list[Layer]
-    scales: list[Scale]
     minima: Counts
 
     def split(self, counts: Counts) -> list[Counts]:
@@ -148,7 +123,7 @@ class _Cut:
     def counts(self, retained: int) -> Counts:
         total = sum(math.prod(layer.shape) for layer in self.layers)
         assert self.minima.sum() <= retained <= total, (self.minima.sum(), retained, total)
-        # Weights of score >= high stay, those below low go; between lie those to compare.
+        # Weights of magnitude >= high stay, those below low go; between lie those to compare.
         low, high = 0.0, math.inf
         at_low, at_high = self._sizes(), np.zeros_like(self.minima)
         if total > _POOL:
@@ -178,61 +153,61 @@ class _Cut:
         return np.concatenate([np.full(len(layer), math.prod(layer.shape[1:])) for layer in self.layers])
 
     def _probes(self, total: int, retained: int) -> tuple[Array, list[int]]:
-        """Return scores to try as cuts, falling, and the places of two that the cut should lie between.
+        """Return magnitudes to try as cuts, falling, and the places of two that the cut should lie between.
 
-        They are the scores of some weights, and the next above each, which tells ties apart.
+        They are those of some weights, and the next above each, which tells ties apart.
         """
         step = math.ceil(total / _SAMPLE)
         parts, offset = [], 0
-        for layer, scale in zip(self.layers, self.scales, strict=True):
+        for layer in self.layers:
             for _, block in magnitudes(layer):
-                parts.append(scale(block.ravel()[-offset % step :: step]))
+                parts.append(block.ravel()[-offset % step :: step].astype(np.float64))
                 offset += block.size
-        scores = np.sort(np.concatenate(parts))[::-1]
+        sizes = np.sort(np.concatenate(parts))[::-1]
         share = retained / total
-        near, spread = share * scores.size, 4 * math.sqrt(scores.size * share * (1 - share)) + 4
-        ends = scores[np.clip([int(near - spread), int(near + spread)], 0, scores.size - 1)]
-        some = scores[scores > 0]
+        near, spread = share * sizes.size, 4 * math.sqrt(sizes.size * share * (1 - share)) + 4
+        ends = sizes[np.clip([int(near - spread), int(near + spread)], 0, sizes.size - 1)]
+        some = sizes[sizes > 0]
         probes = np.unique(np.concatenate([some, np.nextafter(some, np.inf)]))[::-1]
         return probes, np.searchsorted(-probes, -ends).tolist()
 
-    def _at_least(self, score: float) -> Counts:
-        """Count for each unit the weights of at least this score."""
+    def _at_least(self, size: float) -> Counts:
+        """Count for each unit the weights of at least this magnitude."""
         counts = []
-        for layer, scale in zip(self.layers, self.scales, strict=True):
-            least = _least_magnitude(score, scale, _format(layer))
+        for layer in self.layers:
+            least = _least_number(size, _format(layer))
             counts += [np.count_nonzero(block >= least, axis=1) for _, block in magnitudes(layer)]
         return np.concatenate(counts)
 
     def _share_ties(self, at_low: Counts, at_high: Counts, retained: int) -> Counts:
-        """Share what is left among weights that all have the same score: the first units take theirs."""
+        """Share what is left among weights that all are of one size: the first units take theirs."""
         counts = np.maximum(at_high, self.minima)
         room = np.maximum(at_low, self.minima) - counts
         before = np.cumsum(room) - room
         return np.asarray(counts + np.clip(retained - int(counts.sum()) - before, 0, room))
 
     def _compare(self, low: float, high: float, at_high: Counts, retained: int) -> Counts:
-        """Compare the weights of scores in [low, high) one by one."""
-        units, scores, first = [], [], 0
-        for layer, scale in zip(self.layers, self.scales, strict=True):
-            least, over = (_least_magnitude(score, scale, _format(layer)) for score in (low, high))
+        """Compare the weights of magnitudes in [low, high) one by one."""
+        units, sizes, first = [], [], 0
+        for layer in self.layers:
+            least, over = (_least_number(size, _format(layer)) for size in (low, high))
             for rows, block in magnitudes(layer):
                 row, column = np.nonzero((block >= least) & (block < over))
                 units.append(first + rows.start + row)
-                scores.append(scale(block[row, column]))
+                sizes.append(block[row, column].astype(np.float64))
             first += len(layer)
-        unit, score = np.concatenate(units), np.concatenate(scores)
+        unit, size = np.concatenate(units), np.concatenate(sizes)
         counts = np.maximum(at_high, self.minima)
         missing = self.minima - at_high  # how many more a unit has anyway
         has_some = np.flatnonzero(missing[unit] > 0)
         if has_some.size:
-            order = has_some[np.lexsort((-score[has_some], unit[has_some]))]
+            order = has_some[np.lexsort((-size[has_some], unit[has_some]))]
             starts = np.flatnonzero(np.diff(unit[order], prepend=-1))
             rank = np.arange(order.size) - np.repeat(starts, np.diff(starts, append=order.size))
             is_free = np.zeros(unit.size, dtype=bool)
             is_free[order] = rank < missing[unit[order]]
-            unit, score = unit[~is_free], score[~is_free]
-        is_kept = first_largest(score, retained - int(counts.sum()))
+            unit, size = unit[~is_free], size[~is_free]
+        is_kept = first_largest(size, retained - int(counts.sum()))
         return np.asarray(counts + np.bincount(unit[is_kept], minlength=counts.size))
 
 
@@ -276,14 +251,8 @@ def _format(layer: Layer) -> type[np.floating]:
     return np.float64 if layer.dtype in (torch.float64, np.dtype(np.float64)) else np.float32
 
 
-def _least_magnitude(score: float, scale: Scale, kind: type[np.floating]) -> np.floating:
-    """Return the least number of a format that has at least this score, exactly; infinite if none has."""
-    bits = np.uint64 if kind is np.float64 else np.uint32
-    low, high = -1, int(np.array(np.inf, dtype=kind).view(bits))
-    while high - low > 1:  # the bits of numbers >= 0 rise with them
-        middle = (low + high) // 2
-        if float(scale(np.array(middle, dtype=bits).view(kind))) >= score:
-            high = middle
-        else:
-            low = middle
-    return np.array([high], dtype=bits).view(kind)[0]  # type: ignore[no-any-return]
+def _least_number(value: float, kind: type[np.floating]) -> np.floating:
+    """Return the least number of a format that is not below a value; infinite if none is."""
+    with np.errstate(over="ignore"):
+        nearest = kind(value)
+    return nearest if float(nearest) >= value else np.nextafter(nearest, kind(np.inf))

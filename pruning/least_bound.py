@@ -10,11 +10,13 @@ from torch import nn
 
 from ellq.analysis import as_batches
 from ellq.analysis.calibration import as_input
-from ellq.pruning.chain_steps import LAYERS, as_double, rms, steps_of, through
+from ellq.pruning.budget import refuse_too_small
+from ellq.pruning.chain_steps import LAYERS, as_double, chain_of, rms, through
 from ellq.pruning.largest import Counts, magnitudes
 from ellq.pruning.layers import Allocation, Layers, same_reason
 from ellq.theory import Array, allocate_retained, order_below_one, power_sums, stechkin_constant
 
+_ELSE = "rule='ellq', 'exact' or 'flow' work on any network."
 _ROWS = 512  # of the calibration inputs, enough for the size of features
 
 
@@ -30,55 +32,59 @@ def least_bound(layers: Layers, retained: int, *, q: float = 0.5) -> Allocation:
     exactly.
 
     Args:
-        layers: those of a ``Sequential`` that ``chain_bounds`` takes, with calibration inputs; at most 512 are used.
+        layers: those of a chain of layers (``chain_of``) with calibration inputs; at most 512 are used.
         retained: the total to keep; every unit keeps one at least.
         q: order of the quasi-norm, 0 < q < 1.
 
     Raises:
-        TypeError: not a Sequential.
-        ValueError: no calibration inputs, a step whose Lipschitz constant is not known, or a budget below one weight
-            for each non-zero unit.
+        TypeError: a state dict.
+        ValueError: no calibration inputs, no chain, a step whose Lipschitz constant is not known, or a weight that two
+            steps share.
+        BudgetError: less than one weight for each non-zero unit.
 
     Reference: ours; statements ``multilayer-units`` and ``linear-unit-l1`` with the sharp Stechkin constant,
     ``allocate_retained`` for the optimum.
     """
     q = order_below_one(q)
     model = layers.model
-    if not isinstance(model, nn.Sequential):
-        raise TypeError("rule='least_bound' follows errors through a chain. Pass an nn.Sequential.")
+    if model is None:
+        raise TypeError(f"rule='least_bound' runs the model. Pass the nn.Module, not its state dict. {_ELSE}")
     if layers.calibration is None:
         raise ValueError("rule='least_bound' needs inputs. Pass some as the second argument.")
-    gains, reach = unit_gains(model, next(iter(as_batches(layers.calibration)))[:_ROWS])
+    inputs = next(iter(as_batches(layers.calibration)))[:_ROWS]
+    try:
+        gains, reach = unit_gains(model, inputs)
+    except ValueError as error:
+        raise ValueError(f"rule='least_bound' follows errors through a chain of layers. {error} {_ELSE}") from error
     constant = stechkin_constant(q, 1.0)
     A = []
     for name, layer in zip(layers.names, layers.weights, strict=True):
         if name not in gains:
-            raise ValueError(f"Weight {name!r} is not one of a Linear or Conv layer of the chain. Exclude it.")
+            raise ValueError(f"Weight {name!r} is not one of a Linear or Conv layer of the chain. Exclude it. {_ELSE}")
         norms = np.concatenate([power_sums(block, (q,)).quasinorm(q) for _, block in magnitudes(layer)])
         A.append(gains[name] * reach[name] * constant * norms)
+    minima = [
+        np.maximum(minimum, np.minimum(found.nonzeros, 1))
+        for minimum, found in zip(layers.minima, layers.surveys, strict=True)
+    ]
+    refuse_too_small(retained, layers.names, minima)
     counts = _allocate(
         np.concatenate(A),
         retained,
         nonzeros=np.concatenate([found.nonzeros for found in layers.surveys]),
         sizes=np.concatenate([np.full(len(found.nonzeros), found.size) for found in layers.surveys]),
-        minima=np.concatenate(layers.minima),
+        low=np.concatenate(minima),
         q=q,
     )
     split = np.split(counts, np.cumsum([len(layer) for layer in layers.weights])[:-1])
     return same_reason(split, f"least bound on the outputs' errors, q = {q:g}, with {retained:,} retained")
 
 
-def _allocate(A: Array, total: int, *, nonzeros: Counts, sizes: Counts, minima: Counts, q: float) -> Counts:
+def _allocate(A: Array, total: int, *, nonzeros: Counts, sizes: Counts, low: Counts, q: float) -> Counts:
     """Share a total among the units: none of a zero unit, one at least of any other, zeros only when all else is in."""
     if total >= nonzeros.sum():
         room = sizes - nonzeros
         return np.asarray(nonzeros + np.clip(total - nonzeros.sum() - (np.cumsum(room) - room), 0, room))
-    low = np.maximum(minima, np.minimum(nonzeros, 1))
-    if total < low.sum():
-        raise ValueError(
-            f"The budget leaves {total} weights for {np.count_nonzero(low)} units, each of which keeps at least one by"
-            f" rule='least_bound'. Retain {low.sum()} at least."
-        )
     counts = low.copy()
     free = low < nonzeros  # these have the same minimum, unlike units with fewer weights than that
     if free.any():
@@ -88,11 +94,11 @@ def _allocate(A: Array, total: int, *, nonzeros: Counts, sizes: Counts, minima: 
     return counts
 
 
-def unit_gains(model: nn.Sequential, inputs: torch.Tensor) -> tuple[dict[str, Array], dict[str, float]]:
+def unit_gains(model: nn.Module, inputs: torch.Tensor) -> tuple[dict[str, Array], dict[str, float]]:
     """Return for each weight of a chain what its units' errors are multiplied by, and the size of its inputs.
 
     Args:
-        model: a chain that ``chain_bounds`` takes.
+        model: a chain of layers, see ``chain_of``.
         inputs: shape (n, …), n ≥ 1.
 
     Returns:
@@ -103,9 +109,13 @@ def unit_gains(model: nn.Sequential, inputs: torch.Tensor) -> tuple[dict[str, Ar
     errors = torch.zeros_like(x[0])
     own: dict[str, torch.Tensor] = {}
     reach: dict[str, float] = {}
-    for name, module in steps_of(model, ""):
+    seen: set[int] = set()
+    for name, module in chain_of(model):
         step = as_double(module)
-        if isinstance(step, LAYERS):
+        if isinstance(module, LAYERS) and isinstance(step, LAYERS):
+            if id(module.weight) in seen:
+                raise ValueError(f"Step {name!r} shares its weight with another, whose errors are not told apart.")
+            seen.add(id(module.weight))
             weight = f"{name}.weight".removeprefix(".")
             reach[weight] = float(rms(x).max())
             sizes = copy.deepcopy(step).requires_grad_(False)

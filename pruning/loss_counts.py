@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from ellq.analysis import as_input, track
+from ellq.pruning.layer_problem import RIDGE, problems_of
 from ellq.pruning.masks import maskable_weights, retained_entries
 from ellq.pruning.patches import PatchLayer, outputs_at, positions_of
 from ellq.pruning.plan import Plan
-from ellq.pruning.refit import RIDGE, is_affordable, layers_of, problems_of, weight_name
+from ellq.pruning.refit import is_affordable, layers_of, weight_name
 from ellq.pruning.walk import does_not_run, tensors_in, walk
 from ellq.theory import Array, eliminate_rows
 
@@ -75,12 +76,21 @@ def share_by_loss(model: nn.Module, plan: Plan, batches: Sequence[Tensor], *, le
         rows = np.concatenate([p.dense for p in problems])
         losses[name] = _lasting(np.concatenate(costs) * weight[:, None], rows, least)
     table = plan.table.copy()
+    reasons = {reason: _shared_anew(reason) for reason in set(table["reason"])}
     for names in _together(plan, {name: weights[name].tensor for name in losses}):
         for name, counts in zip(names, _counts([losses[n] for n in names], _retained(plan, names)), strict=True):
-            table.loc[table["layer"] == name, "retained"] = counts
-            table.loc[table["layer"] == name, "reason"] = "least loss on calibration inputs"
+            units = table["layer"] == name
+            table.loc[units, "retained"] = counts
+            table.loc[units, "reason"] = table.loc[units, "reason"].map(reasons)
     kept = {name: mask for name, mask in plan.kept.items() if name not in losses}
     return replace(plan, table=table, kept=kept, values={}, measured=None)
+
+
+def _shared_anew(reason: str) -> str:
+    """Return why a unit keeps what it does: a rule gave the total, and losses the share of it."""
+    if reason == "zero unit":
+        return reason
+    return f"{reason.partition('; at the minimum of ')[0]}; shared by least loss on calibration inputs"
 
 
 def _together(plan: Plan, tensors: Mapping[str, Tensor]) -> list[list[str]]:

@@ -14,17 +14,16 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import torch
-from rich.table import Table
 from torch import Tensor, nn
 
 from ellq.analysis import Calibration, cost, shared_look, track, write_text
 from ellq.analysis.cost import Cost
 from ellq.analysis.files import json_text
-from ellq.analysis.tables import MODEL, ResultTable, plain_rows
+from ellq.analysis.tables import MODEL, Framed, ResultTable, plain_rows
 from ellq.pruning.apply import finalize
 from ellq.pruning.chain_bounds import chain_bounds
 from ellq.pruning.chain_steps import BATCH_NORMS, as_double, norm_factors, steps_of
-from ellq.pruning.masks import Maskable, maskable_weights
+from ellq.pruning.masks import Maskable, maskable_weights, refuse_blocked
 from ellq.pruning.output_errors import MANY_CALLS, NEVER, Answers, Distance, Examples, Probe, answers, refuse_shared
 from ellq.pruning.plan import Plan, plan_table
 from ellq.pruning.report import Picture, Report, Section, render_report
@@ -53,7 +52,7 @@ _LISTED = 30  # examples and labels named on the page
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class MaskReport:
+class MaskReport(Framed):
     """What pruning changed, layer by layer and example by example.
 
     The frame has one row per weight, in model order, and a last one for the model: ``level``, ``layer``, ``units``,
@@ -135,14 +134,6 @@ class MaskReport:
     def to_frame(self) -> pd.DataFrame:
         """Return a copy of the frame."""
         return self.frame.copy()
-
-    def to_csv(self, path: str | os.PathLike[str]) -> None:
-        """Write the frame as CSV, whole or not at all.
-
-        Raises:
-            OSError: the place cannot be written.
-        """
-        write_text(path, self.frame.to_csv(index=False, lineterminator="\n"))
 
     def to_json(self, path: str | os.PathLike[str] | None = None) -> str:
         """Return the report as JSON; null stands for a value that is missing or infinite.
@@ -243,15 +234,6 @@ class MaskReport:
 
     def __repr__(self) -> str:
         return f"MaskReport({self.verdict})"
-
-    def __rich__(self) -> Table:
-        return self._table().rich()
-
-    def __str__(self) -> str:
-        return self._table().text()
-
-    def _repr_html_(self) -> str:
-        return self._table().html()
 
     @property
     def _has_labels(self) -> bool:
@@ -394,6 +376,7 @@ def _compared(
 ) -> MaskReport:
     before, after = (finalize(model).eval() for model in (dense, pruned))
     weights, others = maskable_weights(before), {weight.name: weight for weight in maskable_weights(after)}
+    refuse_blocked([*weights, *others.values()])
     _refuse_other_plan(before, weights, plan)
     sets = [Examples.of(calibration, "calibration", batch_size), Examples.of(held_out, "held_out", batch_size)]
     refuse_shared(*sets)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-PatchLayer = nn.Linear | nn.Conv1d | nn.Conv2d
+PatchLayer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 
 
 def reads_patches(module: nn.Module) -> bool:
     """Whether a layer is one that ``patches`` knows; exact types, for a subclass may compute something else."""
-    return type(module) in (nn.Linear, nn.Conv1d, nn.Conv2d)
+    return type(module) in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 def positions_of(layer: PatchLayer, y: Tensor) -> int:
@@ -35,22 +37,18 @@ def patches(layer: PatchLayer, x: Tensor, positions: Tensor) -> Tensor:
         return x.reshape(-1, x.shape[-1])[positions][None]
     mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
     x = functional.pad(_batched(layer, x), layer._reversed_padding_repeated_twice, mode=mode)
-    kernel, dilation, stride = layer.kernel_size, layer.dilation, layer.stride
-    if isinstance(layer, nn.Conv1d):
-        x, kernel, dilation, stride = x[:, :, None], (1, *kernel), (1, *dilation), (1, *stride)
-    sizes = [
-        (length - reach * (extent - 1) - 1) // step + 1
-        for length, extent, reach, step in zip(x.shape[2:], kernel, dilation, stride, strict=True)
-    ]
-    width = sizes[1]
-    sample, place = positions // (sizes[0] * width), positions % (sizes[0] * width)
-    rows = (place // width * stride[0])[:, None] + torch.arange(kernel[0], device=x.device) * dilation[0]
-    columns = (place % width * stride[1])[:, None] + torch.arange(kernel[1], device=x.device) * dilation[1]
-    windows = x.movedim(1, -1)[sample[:, None, None], rows[:, :, None], columns[:, None, :]]
-    grouped = windows.reshape(
-        *windows.shape[:3], layer.groups, layer.weight.shape[1]
-    )  # (n, kh, kw, groups, in per group)
-    return grouped.permute(3, 0, 4, 1, 2).flatten(2)
+    steps = list(zip(x.shape[2:], layer.kernel_size, layer.dilation, layer.stride, strict=True))
+    sizes = [(length - reach * (extent - 1) - 1) // step + 1 for length, extent, reach, step in steps]
+    sample, place = positions // math.prod(sizes), positions % math.prod(sizes)
+    where = [sample.reshape(-1, *[1] * len(steps))]
+    for axis, (_, extent, reach, step) in enumerate(steps):
+        start = place // math.prod(sizes[axis + 1 :]) % sizes[axis] * step
+        shape = [-1 if other == axis else 1 for other in range(len(steps))]
+        taps = (torch.arange(extent, device=x.device) * reach).reshape(shape)
+        where.append(start.reshape(-1, *[1] * len(steps)) + taps)
+    windows = x.movedim(1, -1)[tuple(where)]  # (n, taps along each axis …, in)
+    grouped = windows.reshape(*windows.shape[:-1], layer.groups, layer.weight.shape[1])
+    return grouped.movedim((-2, 0, -1), (0, 1, 2)).flatten(2)
 
 
 def outputs_at(layer: PatchLayer, y: Tensor, positions: Tensor) -> Tensor:
@@ -67,5 +65,5 @@ def as_rows(layer: PatchLayer, weight: Tensor) -> Tensor:
     return torch.as_tensor(weight).reshape(groups, weight.shape[0] // groups, -1)
 
 
-def _batched(layer: nn.Conv1d | nn.Conv2d, x: Tensor) -> Tensor:
+def _batched(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d, x: Tensor) -> Tensor:
     return x if x.ndim == layer.weight.ndim else x[None]

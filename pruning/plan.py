@@ -14,6 +14,7 @@ import pandas as pd
 from rich.markup import escape
 from rich.table import Table
 
+from ellq.pruning.coupling import ChannelGroup, Member
 from ellq.pruning.guarantee import Guarantee
 from ellq.pruning.json_format import MODEL, PLAN, VERSIONS, read_json
 from ellq.theory import Skeleton
@@ -49,13 +50,26 @@ class Correction:
     skeleton: Skeleton | None = field(default=None, compare=False)
 
 
+@dataclass(frozen=True)
+class Cut:
+    """What a group of channels keeps.
+
+    Attributes:
+        group: the layers that are cut together.
+        kept: the units that stay, rising.
+    """
+
+    group: ChannelGroup
+    kept: npt.NDArray[np.int64]
+
+
 @dataclass(frozen=True, eq=False)
 class Plan:
     """What each unit keeps, with the reason for each number.
 
     Attributes:
         method: ``"lq"`` (weights set to zero, unit by unit) or ``"id"`` (hidden units removed).
-        rule: ``"ellq"`` or the authors' rule.
+        rule: the name of the rule that decided, one of those that ``ellq.plan`` describes.
         settings: the arguments that led to the plan.
         table: one row per unit (lq) or per hidden layer (id): layer, unit, size, retained, reason.
         corrections: for ``"id"``, what is folded into each consumer.
@@ -67,6 +81,10 @@ class Plan:
             state dict, in the tensor's shape; a weight that is planned is 0 where it does not stay.
         measured: for ``"lq"`` refitted on calibration inputs, one row per refitted layer: layer, samples, error_before
             and error_after (see ``refit_masks``); else None.
+        cuts: for ``"id"`` of channels, what each group keeps that loses any; ``values`` are then in the shapes of the
+            smaller layers.
+        left: for ``"id"`` of channels, layers whose units stay, and why.
+        shapes: for ``"lq"``, the shape of each planned weight, by name; empty where the plan was written without.
     """
 
     method: str
@@ -78,6 +96,9 @@ class Plan:
     kept: Mapping[str, npt.NDArray[np.bool_]] = field(default_factory=dict)
     values: Mapping[str, npt.NDArray[np.floating[Any]]] = field(default_factory=dict)
     measured: pd.DataFrame | None = None
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    cuts: tuple[Cut, ...] = ()
+    left: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def sparsity(self) -> float:
@@ -101,35 +122,52 @@ class Plan:
     def with_retained(self, table: pd.DataFrame) -> Plan:
         """Return the plan with an edited table.
 
+        What was refitted fits the plan's own counts alone. Where a count is changed it is left out, of all layers, as
+        the settings then say: the values, and by rules that retain the largest weights of each unit the choice of other
+        ones. ``ellq.pruning.rescale_masks`` and ``refit_masks`` refit the edited plan.
+
         Args:
             table: as from ``to_frame``, with other numbers under ``retained``.
 
         Raises:
-            ValueError: the plan holds what fits one choice only (the corrections of ``"id"``, refitted values, or other
-                counts for a layer whose entries were chosen otherwise than by magnitude), rows or columns are missing
-                or reordered, or a count is not a whole number in [0, size].
+            ValueError: the plan holds what fits one choice only (the corrections of ``"id"``, or other counts for a
+                layer whose entries a rule or pattern chose otherwise than by magnitude), rows or columns are missing or
+                reordered, or a count is not a whole number in [0, size].
         """
         if self.method != "lq":
             raise ValueError("A plan of method 'id' holds corrections for its own choice. Make a new plan instead.")
-        if self.values:
-            raise ValueError("The plan's values were refitted for its own counts. Make a new plan with refit='none'.")
         fixed = ["layer", "unit", "size"]
         own = self.table[fixed].to_numpy().tolist()
         if list(table.columns) != list(COLUMNS) or table[fixed].to_numpy().tolist() != own:
             raise ValueError("table must have the plan's own rows and columns. Start from plan.to_frame().")
         edited = _checked(table)
         is_edited = edited["retained"] != self.table["retained"]
-        fixed_layer = next((name for name in edited["layer"][is_edited] if name in self.kept), None)
+        drops_refit = bool(self.values) and bool(is_edited.any())
+        kept = {} if drops_refit and self._retains_largest() else self.kept
+        fixed_layer = next((name for name in edited["layer"][is_edited] if name in kept), None)
         if fixed_layer is not None:
             raise ValueError(
                 f"The entries of layer {fixed_layer!r} were chosen one by one, for the plan's own counts. Make a new"
                 " plan, or leave that layer as it is."
             )
         edited.loc[is_edited, "reason"] = "edited"
-        return replace(self, table=edited)
+        if not drops_refit:
+            return replace(self, table=edited)
+        settings = self.settings | {"refit": f"none ({self.settings.get('refit', 'values')} dropped: edited)"}
+        return replace(self, table=edited, settings=settings, kept=kept, values={}, measured=None)
+
+    def _retains_largest(self) -> bool:
+        """Whether the rule, before any refit, retained the largest weights of each unit."""
+        from ellq.pruning.allocate import RULES  # which goes by way of what imports plans
+
+        has_pattern = "pattern" in self.settings or self.settings.get("storage") == "2:4"
+        return self.rule in RULES and not has_pattern
 
     def to_json(self) -> str:
-        """Return the plan as JSON; arrays are kept to the last bit, interpolation matrices up to ``STORED`` entries."""
+        """Return the plan as JSON; arrays are kept to the last bit, interpolation matrices up to ``STORED`` entries.
+
+        Of refitted values only those that are not 0 are written.
+        """
         return json.dumps(
             {
                 "format": PLAN,
@@ -151,8 +189,11 @@ class Plan:
                 ],
                 "guarantee": None if self.guarantee is None else self.guarantee.to_dict(),
                 "kept": {name: _encode_mask(mask) for name, mask in self.kept.items()},
-                "values": {name: _encode(value) for name, value in self.values.items()},
+                "values": {name: _encode_sparse(value) for name, value in self.values.items()},
                 "measured": None if self.measured is None else self.measured.to_dict(orient="list"),
+                "cuts": [_encode_cut(one) for one in self.cuts],
+                "left": dict(self.left),
+                "shapes": {name: list(shape) for name, shape in self.shapes.items()},
             },
             ensure_ascii=False,
             allow_nan=False,
@@ -205,6 +246,9 @@ class Plan:
                 kept,
                 values,
                 None if measured is None else pd.DataFrame(measured),
+                {name: tuple(map(int, shape)) for name, shape in data.get("shapes", {}).items()},
+                tuple(_decode_cut(one) for one in data.get("cuts", [])),
+                {str(name): str(reason) for name, reason in data.get("left", {}).items()},
             )
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"The plan is damaged ({type(error).__name__}: {error}).") from error
@@ -286,10 +330,26 @@ def _encode(array: npt.NDArray[np.floating[Any]]) -> dict[str, Any]:
     return {"shape": list(array.shape), kind: base64.b64encode(little.tobytes()).decode("ascii")}
 
 
+def _encode_sparse(array: npt.NDArray[np.floating[Any]]) -> dict[str, Any]:
+    """Encode an array, without its zeros where that is shorter."""
+    bits = np.ascontiguousarray(array).view(f"u{array.itemsize}")  # -0.0 is no zero: it must come back as it is
+    stays = (bits != 0).reshape(array.shape)
+    if np.count_nonzero(stays) * array.itemsize + array.size / 8 >= array.nbytes:
+        return _encode(array)
+    return {**_encode(array[stays]), "at": _encode_mask(stays)["bits"], "shape": list(array.shape)}
+
+
 def _decode(data: dict[str, Any]) -> npt.NDArray[Any]:
     kind = "float32" if "float32" in data else "float64"
     raw = np.frombuffer(base64.b64decode(data[kind]), dtype=_STORED_AS[kind])
-    return raw.reshape(data["shape"]).astype(kind)
+    if "at" not in data:
+        return raw.reshape(data["shape"]).astype(kind)
+    stays = _decode_mask({"shape": data["shape"], "bits": data["at"]})
+    if int(stays.sum()) != raw.size:
+        raise ValueError(f"an array with {int(stays.sum())} places has {raw.size} entries")
+    array = np.zeros(data["shape"], dtype=kind)
+    array[stays] = raw
+    return array
 
 
 def _encode_mask(mask: npt.NDArray[np.bool_]) -> dict[str, Any]:
@@ -302,6 +362,30 @@ def _decode_mask(data: dict[str, Any]) -> npt.NDArray[np.bool_]:
     if bits.size != -(-size // 8):
         raise ValueError(f"a mask of shape {data['shape']} has {bits.size} bytes")
     return np.unpackbits(bits, count=size).reshape(data["shape"]).astype(bool)
+
+
+def _encode_cut(cut: Cut) -> dict[str, Any]:
+    members = [
+        {
+            "module": member.module,
+            "side": member.side,
+            "entries": member.entries.tolist(),
+            "inputs": None if member.inputs is None else member.inputs.tolist(),
+        }
+        for member in cut.group.members
+    ]
+    return {"group": cut.group.name, "units": cut.group.units, "kept": cut.kept.tolist(), "members": members}
+
+
+def _decode_cut(data: dict[str, Any]) -> Cut:
+    def whole(values: Any) -> npt.NDArray[np.int64]:
+        return np.array(values, dtype=np.int64)
+
+    members = tuple(
+        Member(m["module"], m["side"], whole(m["entries"]), None if m["inputs"] is None else whole(m["inputs"]))
+        for m in data["members"]
+    )
+    return Cut(ChannelGroup(data["group"], int(data["units"]), members), whole(data["kept"]))
 
 
 def _encode_skeleton(skeleton: Skeleton | None) -> dict[str, Any] | None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import inspect
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,11 +15,11 @@ from torch import Tensor, nn
 
 from ellq.analysis import Calibration, from_unit_rows, track
 from ellq.pruning.allocate import RULES, proportional_shares, retained_of
-from ellq.pruning.budget import Budget, BudgetError, refuse_too_small
+from ellq.pruning.budget import Budget, BudgetError, refuse_too_small, without_room
 from ellq.pruning.coverage import Choice, covered, layer_sparsities
 from ellq.pruning.largest import Counts, count_largest, keep_largest, survey
 from ellq.pruning.layers import Allocation, Layers, minima_of
-from ellq.pruning.masks import Maskable, maskable_weights
+from ellq.pruning.masks import Maskable, maskable_weights, refuse_blocked
 from ellq.pruning.pattern import keep_pattern, pattern_count, pattern_numbers
 from ellq.pruning.plan import Plan, plan_table
 from ellq.pruning.scores import SCORE_RULES, Share
@@ -51,6 +53,7 @@ def plan_masks(
     if isinstance(budget.value, Mapping):
         sparsities = layer_sparsities(model, weights, budget.value)
         weights = [weights[number] for number in sparsities]
+    refuse_blocked(weights)
     surveys = tuple(survey(weight.layer(), weight.name) for weight in track(weights, "reading weights"))
     asked_least = (RULES[rule].least if rule in RULES else 0) if least is None else least
     layers = Layers(
@@ -73,13 +76,40 @@ def plan_masks(
     elif budget.kind == "bytes":
         decided, kept = _by_bytes(maker, int(budget.value), budget.storage)  # type: ignore[arg-type]
     else:
-        decided, kept = maker.by_shares(_shares(layers, budget, list(sparsities.values())))
+        decided, kept = maker.by_asked(_asked(layers, budget, list(sparsities.values())))
     noted = (
         {name: _plain(value) for name, value in settings.items()}
         | budget.settings()
         | ({} if least is None else {"least": least})
     )
-    return Plan("lq", rule, noted, _table(layers, decided, asked_least), kept=kept)
+    shapes = dict(zip(layers.names, layers.shapes, strict=True))
+    return Plan("lq", rule, noted, _table(layers, decided, asked_least), kept=kept, shapes=shapes)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What the caller asked of some layers.
+
+    Attributes:
+        share: which layers, and how many weights they retain together.
+        words: the budget as the caller put it.
+        nearest: from the fewest weights that can stay to the nearest value of the argument.
+        advice: from that value to what to do.
+    """
+
+    share: Share
+    words: str
+    nearest: Callable[[int], float]
+    advice: Callable[[float], str]
+
+    @contextmanager
+    def in_words(self) -> Iterator[None]:
+        """Turn a BudgetError about a number of weights into one about what was asked."""
+        try:
+            yield
+        except BudgetError as error:
+            nearest = self.nearest(int(error.nearest))
+            raise BudgetError(self.words, error.obstacle, nearest, self.advice(nearest)) from None
 
 
 class _Maker:
@@ -89,15 +119,23 @@ class _Maker:
         self.weights, self.layers, self.rule, self.settings = weights, layers, rule, settings
 
     def by_count(self, retained: int) -> tuple[Allocation, Kept]:
-        return self.by_shares([Share(tuple(range(len(self.weights))), retained)])
+        """Decide for one number of weights, in which a BudgetError speaks."""
+        everything = Share(tuple(range(len(self.weights))), retained)
+        return self.by_asked([_Asked(everything, f"retained={retained}", int, "Choose retained >= {}.".format)])
 
-    def by_shares(self, shares: Sequence[Share]) -> tuple[Allocation, Kept]:
+    def by_asked(self, asked: Sequence[_Asked]) -> tuple[Allocation, Kept]:
+        shares = [one.share for one in asked]
+        for one in asked:
+            layers = self.layers.only(one.share.places)
+            with one.in_words():
+                refuse_too_small(one.share.retained, layers.names, layers.minima)
         counts: list[Counts] = [np.zeros(0, dtype=np.int64)] * len(self.weights)
         reasons = [""] * len(self.weights)
         kept: Kept = {}
         if self.rule in RULES:
-            for share in shares:
-                part = RULES[self.rule].by_budget(self.layers.only(share.places), share.retained, **self.settings)
+            for one, share in zip(asked, shares, strict=True):
+                with one.in_words():
+                    part = RULES[self.rule].by_budget(self.layers.only(share.places), share.retained, **self.settings)
                 for place, own, reason in zip(share.places, part.counts, part.reasons, strict=True):
                     counts[place], reasons[place] = own, reason
             return Allocation(counts, reasons), kept
@@ -112,7 +150,7 @@ class _Maker:
                 every = proportional_shares(sizes, share.retained, sizes=sizes, minima=minima)
                 parts = np.split(np.array(every), np.cumsum(units)[:-1])
             else:
-                parts = count_largest(some, share.retained, scales=None, minima=layers.minima)
+                parts = count_largest(some, share.retained, minima=layers.minima)
             for place, own in zip(share.places, parts, strict=True):
                 counts[place], reasons[place] = own, rule.reason
                 kept |= self._kept(place, keep_largest(scores[place], own))
@@ -142,42 +180,39 @@ class _Maker:
         return {weight.name: from_unit_rows(kept.numpy(), tuple(weight.tensor.shape), weight.groups)}
 
 
-def _shares(layers: Layers, budget: Budget, sparsities: Sequence[float]) -> list[Share]:
-    """Return the budgets of a sparsity, for all layers or each, or of a count; refuse those the minima exceed."""
-    total = sum(layers.sizes)
+def _asked(layers: Layers, budget: Budget, sparsities: Sequence[float]) -> list[_Asked]:
+    """Return the budgets of a sparsity, for all layers or each, or of a count."""
     if sparsities:
-        shares = []
-        for place, (sparsity, size) in enumerate(zip(sparsities, layers.sizes, strict=True)):
-            retained = retained_of(size, sparsity)
-            minima = layers.minima[place]
-            reachable = _reachable(int(minima.sum()), size)
-            name = layers.names[place]
-            advice = f"Choose at most {reachable:g} there."
-            asked = f"sparsity={sparsity:g} of layer {name!r}"
-            refuse_too_small(retained, [name], [minima], asked=asked, advice=advice, nearest=reachable)
-            shares.append(Share((place,), retained))
-        return shares
-    held = sum(int(minimum.sum()) for minimum in layers.minima)
+        return [
+            _Asked(
+                Share((place,), retained_of(size, sparsity)),
+                f"sparsity={sparsity:g} of layer {layers.names[place]!r}",
+                partial(_reachable, total=size),
+                partial(_at_most, where=" there"),
+            )
+            for place, (sparsity, size) in enumerate(zip(sparsities, layers.sizes, strict=True))
+        ]
+    total, every = sum(layers.sizes), tuple(range(len(layers.names)))
     if budget.kind == "nonzeros":
         retained = int(budget.value)  # type: ignore[arg-type]
+        words = f"nonzeros={retained}"
         if retained > total:
-            raise BudgetError(
-                f"nonzeros={retained} exceeds the {total} weights that the plan covers. Choose nonzeros <= {total}.",
-                total,
-            )
-        asked, advice, nearest = f"nonzeros={retained}", f"Choose nonzeros >= {held}.", float(held)
-    else:
-        sparsity = float(budget.value)  # type: ignore[arg-type]
-        retained = retained_of(total, sparsity)
-        nearest = _reachable(held, total)
-        advice = f"Choose sparsity <= {nearest:g}." if nearest > 0 else "Nothing can be removed."
-        asked = f"sparsity={sparsity:g}"
-    refuse_too_small(retained, layers.names, layers.minima, asked=asked, advice=advice, nearest=nearest)
-    return [Share(tuple(range(len(layers.names))), retained)]
+            obstacle = f"exceeds the {total} weights that the plan covers"
+            raise BudgetError(words, obstacle, total, f"Choose nonzeros <= {total}.")
+        return [_Asked(Share(every, retained), words, int, "Choose nonzeros >= {}.".format)]
+    sparsity = float(budget.value)  # type: ignore[arg-type]
+    share = Share(every, retained_of(total, sparsity))
+    return [_Asked(share, f"sparsity={sparsity:g}", partial(_reachable, total=total), _at_most)]
 
 
 def _reachable(held: int, total: int) -> float:
-    return math.floor((1 - held / total) * 1e6) / 1e6
+    """Return the largest sparsity that leaves what is held, cut off after as many decimals as tell weights apart."""
+    scale: int = 10 ** max(6, len(str(total)))
+    return ((total - held) * scale // total) / scale
+
+
+def _at_most(sparsity: float, where: str = "") -> str:
+    return f"Choose sparsity <= {sparsity}{where}." if sparsity > 0 else f"Nothing can be removed{where}."
 
 
 def _by_bytes(maker: _Maker, limit: int, storage: str) -> tuple[Allocation, Kept]:
@@ -187,38 +222,45 @@ def _by_bytes(maker: _Maker, limit: int, storage: str) -> tuple[Allocation, Kept
     def size(counts: Sequence[Counts]) -> int:
         return sum(layer_bytes(w, int(own.sum()), storage) for w, own in zip(weights, counts, strict=True))
 
+    words = f"bytes={limit} in storage={storage!r}"
     if storage == "2:4":
         decided, kept = maker.by_pattern(storage)
         needed = size(decided.counts)
         if needed > limit:
-            raise BudgetError(f"bytes={limit} is below the {needed} that storage='2:4' takes.", needed)
+            obstacle = f"is below the {needed} that two of every four weights of each unit take"
+            raise BudgetError(words, obstacle, needed, f"Choose bytes >= {needed}.")
         return decided, kept
-    needed = size(layers.minima)
-    if needed > limit:
-        fits = most_that_fits(weights, limit, storage)
-        advice = f"Choose bytes >= {needed}."
-        if fits >= 0:
-            asked = f"bytes={limit} in storage={storage!r}"
-            refuse_too_small(fits, layers.names, layers.minima, asked=asked, advice=advice, nearest=needed)
-        raise BudgetError(
-            f"bytes={limit} is below the {needed} that storage={storage!r} takes with the units at their minimum."
-            f" {advice}",
-            needed,
-        )
-    low, high = sum(int(m.sum()) for m in layers.minima), most_that_fits(weights, limit, storage)
-    found = maker.by_count(high)
-    if size(found[0].counts) <= limit:
-        return found
-    # Weights of several types: what a count takes depends on whose they are, and rises with it.
-    best = None
+    # What a count takes depends on whose the weights are where they have several types; it rises with the count.
+    middle = most_that_fits(weights, limit, storage)
+    low, high, best, obstacle = -1, middle + 1, None, ""  # above low some count may fit, from high on none does
     while high - low > 1:
-        middle = (low + high) // 2
-        found = maker.by_count(middle)
-        if size(found[0].counts) <= limit:
-            low, best = middle, found
+        try:
+            found = maker.by_count(middle)
+        except BudgetError as error:
+            low, obstacle = middle, error.obstacle
         else:
-            high = middle
-    return best or maker.by_count(low)
+            if size(found[0].counts) <= limit:
+                low, best = middle, found
+            else:
+                high = middle
+        middle = (low + high) // 2
+    if best is not None:
+        return best
+    try:
+        (fewest, _) = maker.by_count(sum(int(minimum.sum()) for minimum in layers.minima))
+    except BudgetError as error:
+        (fewest, _) = maker.by_count(int(error.nearest))
+    needed = size(fewest.counts)
+    room = limit - size([np.zeros_like(own) for own in fewest.counts])
+    if room < 0:
+        obstacle = f"leaves no room for weights: the format alone takes {limit - room}"
+    elif not obstacle:
+        each = [layer_bytes(w, 1, storage) - layer_bytes(w, 0, storage) for w in weights]
+        layer, unit = without_room(room, [own * width for own, width in zip(fewest.counts, each, strict=True)])
+        obstacle = (
+            f"leaves no room for unit {unit} of {layers.names[layer]!r}, which keeps {fewest.counts[layer][unit]}"
+        )
+    raise BudgetError(words, obstacle, needed, f"Choose bytes >= {needed}.")
 
 
 def _table(layers: Layers, decided: Allocation, least: int) -> Any:

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ellq.analysis import Calibration, as_batches
-from ellq.pruning import hidden_units
 from ellq.pruning.allocate import RULES
 from ellq.pruning.apply import Model, apply, finalize
-from ellq.pruning.budget import Budget, one_budget
+from ellq.pruning.budget import COSTS, Budget, one_budget
+from ellq.pruning.coupling import ChannelGroup
 from ellq.pruning.coverage import Choice
-from ellq.pruning.guarantee import guarantee
 from ellq.pruning.loss_counts import share_by_loss
-from ellq.pruning.mask_parametrization import is_masked
 from ellq.pruning.plan import Plan
+from ellq.pruning.plan_channels import CHANNEL_RULES
 from ellq.pruning.plan_masks import LQ_RULES, plan_masks
+from ellq.pruning.plan_units import plan_units
 from ellq.pruning.refit import CHOOSING, REFITS, refit_masks
 from ellq.pruning.rescale import rescale_masks
+from ellq.pruning.synthetic import refit_synthetic
 from ellq.theory import open_fraction
 from ellq.theory.arguments import count
 
@@ -38,6 +39,13 @@ def plan(
     bytes: int | None = None,
     storage: str = "csr",
     pattern: str | None = None,
+    flops: float | None = None,
+    parameters: float | None = None,
+    memory: float | None = None,
+    latency: float | None = None,
+    round_to: int | None = None,
+    groups: Sequence[ChannelGroup] | None = None,
+    checkpoint: str | Path | None = None,
     least: int | None = None,
     include: Choice = None,
     exclude: Choice = None,
@@ -56,24 +64,28 @@ def plan(
       Π‖W_l kept‖_F²/‖W_l‖_F², and with ``refit="obs"`` those that lose least on the calibration inputs; with ``tol``,
       for each unit the fewest with σ_k(w)_2 ≤ tol·‖w‖_2.
     - ``"exact"``: the counts with the least Σσ_k(w)_2²; ``tol`` as above.
-    - ``"least_bound"``: those with the least certified bound on the outputs' errors; for a ``Sequential`` chain, with
+    - ``"least_bound"``: those with the least certified bound on the outputs' errors; for a chain of layers, with
       calibration inputs. Setting: ``q``.
     - ``"yang2022"``: the authors' count ⌈N_{q,1}(w)(1+η)^(−1/(1−q))⌉. ``tol`` is η ≥ 0, a budget solves for η.
-      Settings: ``q``, ``variant`` (``"keep-m"``, ``"capped"``), ``c``, ``beta``, ``scope`` (``"unit"``, ``"layer"``,
-      ``"global"``).
+      Settings: ``q``, ``variant`` (``"keep-m"``, ``"capped"``), ``over`` (``"survivors"``, ``"all"``), ``c``,
+      ``beta``, ``scope`` (``"unit"``, ``"layer"``, ``"global"``).
     - ``"diao2023"``: a round of the authors' adaptive pruning by PQ index. ``tol`` is η ≥ 0, a budget repeats rounds.
       Settings: ``p``, ``q``, ``gamma``, ``beta``, ``scope``, and with a budget ``eta``.
     - ``"uniform"``, ``"erk"``, ``"lamp"``, ``"global"``: the usual baselines by magnitude.
-    - ``"flow"`` (ours, setting ``rounds``): the largest flow of energy; without data, on networks without batch norm,
-      at times better than ``"ellq"``. Needs at most an input's shape.
+    - ``"flow"`` (ours, setting ``rounds``): the largest flow of energy. Needs at most an input's shape.
     - ``"synflow"`` (setting ``rounds``), ``"snip"``, ``"taylor"``, ``"wanda"``: by scores; what stays is then in
       ``plan.kept``. SNIP and Taylor need batches of (inputs, labels), Wanda inputs, SynFlow at most an input's shape.
 
-    ``method="id"`` (calibration needed): hidden units of ``Linear → activation → Linear`` chains; see
-    ``ellq.pruning.plan_hidden_units``. ``sparsity`` is the fraction of each hidden layer's units to remove, ``tol`` the
-    relative error allowed in what reads them. Rules ``"ellq"`` and ``"chee2021"``. Where there is one hidden layer, a
-    plan by ``tol`` or with ``held_out`` inputs carries its guarantee: what was measured, and what is proved of new
-    inputs; see ``ellq.pruning.guarantee``.
+    ``method="id"`` (calibration needed): units are removed, and the layers become smaller.
+
+    - Channels of any layers, with ``flops``, ``parameters``, ``memory`` or ``latency``, the fraction of the dense
+      network's to retain. Rules ``"ellq"`` (ours), ``"chee2021"`` and ``"chee2022"``; settings as in
+      ``ellq.pruning.plan_channels``. What cannot be cut soundly stays, and is named in ``plan.left``.
+    - With ``sparsity``, the fraction of each layer's units to remove, or ``tol``, the relative error allowed in what
+      reads them: the hidden units of ``Linear → activation → Linear`` chains where the network has any (see
+      ``ellq.pruning.plan_hidden_units``; rules ``"ellq"`` and ``"chee2021"``), otherwise, or where an argument of
+      channels is given, channels. Where there is one hidden layer, a plan by ``tol`` or with ``held_out`` inputs
+      carries its guarantee: what was measured, and what is proved of new inputs; see ``ellq.pruning.guarantee``.
 
     Args:
         model: the model, or for ``"lq"`` by magnitude its state dict; not changed.
@@ -89,19 +101,30 @@ def plan(
         storage: ``"csr"``, ``"coo"``, ``"bitmask"``, ``"dense"`` or ``"2:4"``; see ``ellq.pruning.storage_bytes``.
         pattern: a budget: ``"N:M"``, N of every M that follow one another in a unit; of a last group that is shorter
             also N.
-        least: what every unit retains at least (of its non-zero weights). By default 1 for our rules, 0 for others'.
+        flops: a budget of channels: the fraction of the FLOPs to retain, strictly between 0 and 1.
+        parameters: likewise of the parameters.
+        memory: likewise of the peak of activations alive at once.
+        latency: likewise of the time of a forward pass, measured layer by layer on this machine.
+        round_to: of channels: widths are multiples of it, except where all stay. By default 1.
+        groups: of channels: which go together, where that cannot be followed; see ``ellq.pruning.channel_groups``.
+        checkpoint: of channels: a folder that keeps what is done, so that the same call goes on where it was stopped.
+        least: what every unit retains at least (of its non-zero weights); of channels, what every layer does. By
+            default 1 for our rules and channels, 0 for others'.
         include: name globs, module types or modules, or a sequence of them: plan only these.
         exclude: likewise: leave these out.
         held_out: for ``"id"`` on one hidden layer: inputs as for ``calibration``, sharing no example with them, from
             which the guarantee is made; nothing is chosen by them.
         delta: probability with which the guarantee may fail, in (0, 1).
         refit: for ``"lq"``: what the layers become besides being masked, without training. ``"none"``: nothing.
+            ``"synthetic"``: as ``"obs"``, on inputs made up from the model, see ``ellq.pruning.refit_synthetic``.
             ``"rescale"``: from weights and noise, see ``ellq.pruning.rescale_masks``. With calibration inputs
             ``"bias"``, ``"least_squares"``, ``"obs"``, ``"reweight"`` or ``"sparsegpt"``, see
             ``ellq.pruning.refit_masks``; what was measured is in ``plan.measured``. ``"auto"``, for ``rule="ellq"``:
             ``"obs"`` with calibration inputs (``"least_squares"`` where the budget is a pattern or a tolerance) and
-            ``"rescale"`` without (``"none"`` where the budget is a tolerance). For ``rule="flow"``: ``"rescale"``.
-            ``"none"`` for a state dict and for all other rules.
+            ``"synthetic"`` without (``"rescale"`` where no inputs can be made up or it would take minutes, ``"none"``
+            where the budget is a tolerance). For ``rule="flow"``: ``"rescale"``.
+            ``"none"`` for a state dict and for all other rules. For channels ``"sequential"`` (also ``"auto"``),
+            ``"fold"`` or ``"none"``, see ``ellq.pruning.plan_channels``.
         **settings: of the rule.
 
     Returns:
@@ -121,12 +144,18 @@ def plan(
     if not isinstance(model, nn.Module | Mapping):
         raise TypeError(f"model must be an nn.Module or a state dict, got {type(model).__name__}.")
     _one_of(method, ("lq", "id"), "method")
-    _one_of(rule, LQ_RULES if method == "lq" else hidden_units.RULES, "rule")
+    _one_of(rule, LQ_RULES if method == "lq" else CHANNEL_RULES, "rule")
     given = {"sparsity": sparsity, "tol": tol, "nonzeros": nonzeros, "bytes": bytes, "pattern": pattern}
+    given |= {"flops": flops, "parameters": parameters, "memory": memory, "latency": latency}
     takes_eta = method == "lq" and rule in RULES and RULES[rule].takes_eta
     budget = one_budget(given, storage=storage, tol_is_eta=takes_eta)
     delta = open_fraction(delta, "delta")
     if method == "lq":
+        if budget.kind in COSTS:
+            raise ValueError(f"{budget.kind}= is a budget of method='id', which removes channels. Choose that.")
+        for name, value in {"round_to": round_to, "groups": groups, "checkpoint": checkpoint}.items():
+            if value is not None:
+                raise TypeError(f"{name}= is an argument of method='id'. Leave it out.")
         if held_out is not None:
             raise ValueError("held_out= makes a guarantee for method='id' only. Leave it out.")
         if least is not None:
@@ -145,34 +174,33 @@ def plan(
                 exclude=exclude,
                 settings=settings,
             )
-            return _refitted(decided, way, model, calibration, least=1 if least is None else least)
-    if refit != "auto":
-        raise ValueError(f"refit={refit!r} is of method='lq'; 'id' always refits what reads the units. Leave it out.")
-    if not isinstance(budget.value, float):
-        raise ValueError(f"{budget.kind}= is a budget of method='lq'. Give sparsity=, one number, or tol=.")
-    for name, value in {"least": least, "include": include, "exclude": exclude, **settings}.items():
-        if value is not None:
-            raise TypeError(f"{name}= is an argument of method='lq' only. Leave it out.")
-    if not isinstance(model, nn.Module):
-        raise TypeError("method='id' runs the model on data. Pass the nn.Module, not its state dict.")
-    if calibration is None:
-        raise ValueError("method='id' needs calibration inputs. Pass a tensor or batches as the second argument.")
-    if is_masked(model):
-        raise ValueError("The model carries masks, and method='id' cuts layers without. Call ellq.finalize first.")
-    batches = as_batches(calibration)
-    by_tol = budget.kind == "tol"
-    decided = hidden_units.plan_hidden_units(
+            return _refitted(
+                decided,
+                way,
+                model,
+                calibration,
+                least=1 if least is None else least,
+                has_pattern=_has_pattern(budget),
+                falls_back=refit == "auto",
+            )
+    return plan_units(
         model,
-        batches,
-        sparsity=None if by_tol else budget.value,
-        tol=budget.value if by_tol else None,
+        calibration,
+        budget=budget,
         rule=rule,
+        held_out=held_out,
+        delta=delta,
+        refit=refit,
+        for_channels={
+            "round_to": round_to,
+            "groups": groups,
+            "checkpoint": checkpoint,
+            "least": least,
+            "include": include,
+            "exclude": exclude,
+            **settings,
+        },
     )
-    if held_out is None and (not by_tol or len(decided.corrections) > 1):
-        return decided
-    with torch.random.fork_rng(devices=[]):  # a shuffling DataLoader draws from the global random state
-        found = guarantee(model, apply(model, decided), decided, batches, held_out, delta=delta)
-    return replace(decided, guarantee=found)
 
 
 def prune(model: Model, calibration: Calibration | None = None, *, inplace: bool = False, **arguments: Any) -> Model:
@@ -208,15 +236,15 @@ def _way_of_refitting(
     refit: str, rule: str, budget: Budget, model: nn.Module | Mapping[str, Tensor], calibration: Calibration | None
 ) -> str:
     """Return which refit is meant; refuse what cannot be."""
-    _one_of(refit, ("auto", "none", "rescale", *REFITS), "refit")
-    has_pattern = budget.kind == "pattern" or (budget.kind == "bytes" and budget.storage == "2:4")
+    _one_of(refit, ("auto", "none", "rescale", "synthetic", *REFITS), "refit")
+    has_pattern = _has_pattern(budget)
     if refit == "auto" and rule == "flow":
         return "none" if has_pattern else "rescale"
     if refit == "auto":
         if rule != "ellq" or not isinstance(model, nn.Module):
             return "none"
         if calibration is None:
-            return "none" if budget.kind == "tol" else "rescale"  # a tolerance is a promise about the weights
+            return "none" if budget.kind == "tol" else "synthetic"  # a tolerance is a promise about the weights
         return "least_squares" if has_pattern or budget.kind == "tol" else "obs"
     if refit != "none" and not isinstance(model, nn.Module):
         raise TypeError(f"refit={refit!r} runs the model. Pass the nn.Module, not its state dict, or refit='none'.")
@@ -227,20 +255,34 @@ def _way_of_refitting(
     return refit
 
 
+def _has_pattern(budget: Budget) -> bool:
+    return budget.kind == "pattern" or (budget.kind == "bytes" and budget.storage == "2:4")
+
+
 def _kept_batches(calibration: Calibration) -> Calibration:
     """Return calibration inputs that can be gone through again, in the same order."""
     return calibration if isinstance(calibration, Tensor) else list(calibration)
 
 
 def _refitted(
-    decided: Plan, way: str, model: nn.Module | Mapping[str, Tensor], calibration: Calibration | None, *, least: int
+    decided: Plan,
+    way: str,
+    model: nn.Module | Mapping[str, Tensor],
+    calibration: Calibration | None,
+    *,
+    least: int,
+    has_pattern: bool,
+    falls_back: bool,
 ) -> Plan:
     if way == "none":
         return decided
     assert isinstance(model, nn.Module)  # checked before
-    if way == "rescale":
+    if way in ("rescale", "synthetic"):
         example = None if calibration is None else next(iter(as_batches(calibration)))
-        return rescale_masks(model, decided, example=example)
+        if way == "rescale":
+            return rescale_masks(model, decided, example=example)
+        fit = "least_squares" if has_pattern else "obs"
+        return refit_synthetic(model, decided, refit=fit, example=example, falls_back=falls_back)
     assert calibration is not None
     batches = list(as_batches(calibration))
     if way == "obs" and decided.rule == "ellq" and "tol" not in decided.settings:

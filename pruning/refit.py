@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -16,69 +16,16 @@ import torch
 from torch import Tensor, nn
 
 from ellq.analysis import as_input, track
+from ellq.pruning.layer_problem import RIDGE, Kept, Problem, on_host, problems_of
 from ellq.pruning.masks import mask_, maskable_weights, retained_entries
-from ellq.pruning.patches import PatchLayer, as_rows, outputs_at, patches, positions_of, reads_patches
+from ellq.pruning.patches import PatchLayer, as_rows, reads_patches
 from ellq.pruning.plan import Plan
 from ellq.pruning.walk import Arrival, walk
-from ellq.theory import Array, Gram, eliminate_rows, fit_rows, reweight, row_errors, sparsegpt_rows
-from ellq.theory.input_moments import layer_errors, layer_errors_observed, moment_error
+from ellq.theory import Array, eliminate_rows, fit_rows, reweight, sparsegpt_rows
+from ellq.theory.input_moments import layer_errors
 
-Kept = npt.NDArray[np.bool_]
-
-RIDGE = 1e-2
-"""What is added to the diagonal of the inputs' second moments, relative to its mean."""
-_SAMPLES = 100  # positions per weight of a unit that are looked at; more do not change the fit, fewer do
 _OPERATIONS = 2e12  # of an elimination; about five minutes on two processors
 _SPARSEGPT_RIDGE = 1e-2  # the authors' percdamp
-
-
-@dataclass(frozen=True)
-class _Problem:
-    """One group of rows: what they are to give, in second moments (about the means where a shift is refitted).
-
-    Attributes:
-        H: E[xxᵀ], shape (d, d).
-        R: E[yxᵀ], shape (c, d).
-        energy: E[y²], shape (c,).
-        x_mean, y_mean: means, shapes (d,) and (c,); 0 where no shift is refitted.
-        samples: how many positions they are of.
-        dense: the weights so far, shape (c, d).
-        kept: which of them the plan retains.
-        is_exact: whether the targets are exactly what the dense weights give on x.
-    """
-
-    H: Array
-    R: Array
-    energy: Array
-    x_mean: Array
-    y_mean: Array
-    samples: int
-    dense: Array
-    kept: Kept
-    is_exact: bool = False
-
-    def ridged(self, relative: float) -> tuple[Array, Array]:
-        """Return H and R with a ridge towards the dense weights, which leaves what the samples do not say as it was."""
-        amount = relative * float(np.diag(self.H).mean())
-        amount = amount if amount > 0 else 1.0  # dead inputs: keep the weights
-        return self.H + amount * np.eye(len(self.H)), self.R + amount * self.dense
-
-    def errors(self, weights: Array) -> Array:
-        """Return the mean squared error of every row, about the means where a shift is refitted."""
-        if self.is_exact:
-            return np.square(layer_errors_observed(weights - self.dense, self.H))
-        return row_errors(self.H, self.R, self.energy, weights)
-
-    def without_noise(self) -> _Problem:
-        """Return the problem with targets that are exactly what the dense weights give."""
-        R = self.dense @ self.H
-        return replace(self, R=R, energy=np.einsum("ij,ij->i", R, self.dense), is_exact=True)
-
-    @property
-    def stray(self) -> float:
-        """By how much an entry of H may be off, relative to √(H_ii H_jj)."""
-        # Sums about means, joined and taken back to 0, stray by up to four times what plain ones do.
-        return 4 * moment_error(self.samples)
 
 
 @dataclass(frozen=True)
@@ -96,15 +43,15 @@ class _Fitted:
     bounds: Array | None = None
 
 
-Fit = Callable[[_Problem], _Fitted]
+Fit = Callable[[Problem, float], _Fitted]
 
 
-def _masked(problem: _Problem) -> _Fitted:
+def _masked(problem: Problem, ridge: float = RIDGE) -> _Fitted:
     return _Fitted(np.where(problem.kept, problem.dense, 0.0), problem.kept)
 
 
-def _least_squares(problem: _Problem) -> _Fitted:
-    return _Fitted(fit_rows(*problem.ridged(RIDGE), problem.kept), problem.kept)
+def _least_squares(problem: Problem, ridge: float) -> _Fitted:
+    return _Fitted(fit_rows(*problem.ridged(ridge), problem.kept), problem.kept)
 
 
 def is_affordable(units: int, size: int) -> bool:
@@ -112,20 +59,20 @@ def is_affordable(units: int, size: int) -> bool:
     return units * size**3 <= _OPERATIONS
 
 
-def _surgeon(problem: _Problem) -> _Fitted:
+def _surgeon(problem: Problem, ridge: float) -> _Fitted:
     if not is_affordable(*problem.dense.shape):
-        return _least_squares(problem)
-    H, R = problem.ridged(RIDGE)
+        return _least_squares(problem, ridge)
+    H, R = problem.ridged(ridge)
     paths = eliminate_rows(H, np.linalg.solve(H, R.T).T, precision="float32")
     kept = paths.kept(problem.kept.sum(axis=1))
     # Greedy: where the plan's own choice does better, it stays.
-    ours, plain = _Fitted(fit_rows(H, R, kept), kept), _least_squares(problem)
+    ours, plain = _Fitted(fit_rows(H, R, kept), kept), _least_squares(problem, ridge)
     worse = problem.errors(ours.weights) > problem.errors(plain.weights)
     ours.weights[worse], ours.kept[worse] = plain.weights[worse], plain.kept[worse]
     return ours
 
 
-def _reweighted(problem: _Problem) -> _Fitted:
+def _reweighted(problem: Problem, ridge: float) -> _Fitted:
     found = [
         reweight(w, problem.H, int(kept.sum()), entry_error=problem.stray)
         for w, kept in zip(problem.dense, problem.kept, strict=True)
@@ -134,7 +81,7 @@ def _reweighted(problem: _Problem) -> _Fitted:
     return _Fitted(weights, weights != 0, np.array([row.bound for row in found]))
 
 
-def _sparsegpt(problem: _Problem) -> _Fitted:
+def _sparsegpt(problem: Problem, ridge: float) -> _Fitted:
     if not problem.kept.any():
         return _masked(problem)
     H, _ = problem.ridged(_SPARSEGPT_RIDGE)
@@ -173,7 +120,9 @@ CHOOSING = ("obs", "reweight", "sparsegpt")
 """The refits that choose anew which entries stay."""
 
 
-def refit_masks(model: nn.Module, plan: Plan, batches: Sequence[Tensor], *, refit: str, seed: int = 0) -> Plan:
+def refit_masks(
+    model: nn.Module, plan: Plan, batches: Sequence[Tensor], *, refit: str, ridge: float = RIDGE, seed: int = 0
+) -> Plan:
     """Choose anew and refit what a plan of masks retains, layer by layer in the order they run, without gradients.
 
     - ``"bias"``: weights as they are; each unit's mean output is restored.
@@ -190,16 +139,16 @@ def refit_masks(model: nn.Module, plan: Plan, batches: Sequence[Tensor], *, refi
     ``"reweight"`` where the plan keeps the largest of each unit. A shift goes through the layer's bias, or the batch
     norm that alone reads it; without either there is none.
 
-    Linear layers and convolutions (1- and 2-dimensional, grouped or not) that run once and share nothing are refitted;
+    Linear layers and convolutions (grouped or not) that run once and share nothing are refitted;
     what else the plan masks is masked only. Where a network can be traced and a batch norm ends in a sum with a skip
-    path, the layer also makes up for what that path has lost. A ridge of 1 % of the mean diagonal pulls towards the
-    dense weights.
+    path, the layer also makes up for what that path has lost. A ridge pulls towards the dense weights.
 
     Args:
         model: the dense model, in eval mode for the time; not changed.
         plan: of ``method="lq"``, for this model.
         batches: calibration inputs.
         refit: one of ``REFITS``.
+        ridge: of ``"least_squares"`` and ``"obs"``, > 0, relative to the mean diagonal of the inputs' second moments.
         seed: of the positions that are looked at where there are more than 100 for each weight of a unit.
 
     Returns:
@@ -239,7 +188,7 @@ def refit_masks(model: nn.Module, plan: Plan, batches: Sequence[Tensor], *, refi
         problems = list(problems_of(given, arrival, masks[name], centred=shifts, draw=draw))
         if not way.follows:
             problems = [problem.without_noise() for problem in problems]
-        fits = [way.fit(problem) for problem in problems]
+        fits = [way.fit(problem, ridge) for problem in problems]
         shape = masks[name].shape
         kept[name] = np.concatenate([fit.kept for fit in fits]).reshape(shape)
         own = table["layer"] == name
@@ -280,46 +229,7 @@ def weight_name(layer: str) -> str:
     return f"{layer}.weight" if layer else "weight"
 
 
-def problems_of(
-    layer: PatchLayer, arrival: Arrival, mask: Tensor, *, centred: bool, draw: torch.Generator
-) -> Iterator[_Problem]:
-    """Accumulate what a layer meets, and yield one problem for each group of its units."""
-    dense = as_rows(layer, layer.weight.detach().to("cpu", torch.float64)).numpy()
-    stays = as_rows(layer, mask).numpy()
-    d = dense.shape[2]
-    limit = math.ceil(_SAMPLES * d / len(arrival.inputs))
-    grams = [Gram(d, dense.shape[1]) for _ in dense]
-    for number, (x, y) in enumerate(zip(arrival.inputs, arrival.targets, strict=True)):
-        count = positions_of(layer, y)
-        places = torch.randperm(count, generator=draw)[:limit] if count > limit else torch.arange(count)
-        places = places.to(x.device)
-        X, Y = _on_host(patches(layer, x, places)), _on_host(outputs_at(layer, y, places))
-        if not (torch.isfinite(X).all() and torch.isfinite(Y).all()):
-            raise ValueError(
-                f"Batch {number} of the calibration set gives NaN or infinite inputs or outputs of {arrival.name!r}."
-                " Nothing was changed."
-            )
-        for gram, features, targets in zip(grams, X, Y, strict=True):
-            gram.update(features.numpy(), targets.numpy())
-    bias = np.zeros(len(dense) * dense.shape[1])
-    if layer.bias is not None:
-        bias = layer.bias.detach().double().cpu().numpy()
-    for gram, own, keep, shift in zip(grams, dense, stays, np.split(bias, len(dense)), strict=True):
-        n = gram.samples
-        H, R, energy = (part / n for part in gram.moments(centred=centred))
-        if centred:
-            yield _Problem(H, R.T, energy, gram.x_mean, gram.y_mean, n, own, keep)
-        else:  # the bias stays, so the weights account for the rest
-            R, energy = R - np.outer(gram.x_mean, shift), energy - 2 * shift * gram.y_mean + shift**2
-            nothing = np.zeros(len(H)), np.zeros(len(R.T))
-            yield _Problem(H, R.T, energy, *nothing, n, own, keep)
-
-
-def _on_host(x: Tensor) -> Tensor:
-    return x.detach().cpu().to(torch.promote_types(x.dtype, torch.float32))  # NumPy lacks some smaller types
-
-
-def _relative_error(problems: Sequence[_Problem], weights: Sequence[Array], shift: Array) -> float:
+def _relative_error(problems: Sequence[Problem], weights: Sequence[Array], shift: Array) -> float:
     """Return the root mean square error of a layer's outputs, relative to theirs (their spread if centred)."""
     error = 0.0
     for problem, w, own in zip(problems, weights, np.split(shift, len(problems)), strict=True):
@@ -329,7 +239,7 @@ def _relative_error(problems: Sequence[_Problem], weights: Sequence[Array], shif
     return math.sqrt(error / signal) if signal > 0 else 0.0
 
 
-def _relative_bound(problems: Sequence[_Problem], fits: Sequence[_Fitted], stored: Sequence[Array]) -> float | None:
+def _relative_bound(problems: Sequence[Problem], fits: Sequence[_Fitted], stored: Sequence[Array]) -> float | None:
     """Return the largest bound of a unit relative to the root mean square of all units' outputs, if there is any."""
     largest = 0.0
     for problem, fit, w in zip(problems, fits, stored, strict=True):
@@ -346,7 +256,7 @@ def _set_(tensor: Tensor, value: Array) -> npt.NDArray[Any]:
     """Write a tensor and return it as it was stored."""
     with torch.no_grad():
         tensor.copy_(torch.from_numpy(value))
-    return _on_host(tensor).numpy().copy()
+    return on_host(tensor).numpy().copy()
 
 
 def _shift_(

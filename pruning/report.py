@@ -6,6 +6,7 @@ import base64
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
+from typing import Protocol
 
 import pandas as pd
 from jinja2 import Environment, StrictUndefined
@@ -49,6 +50,14 @@ class Report:
     summary: str
     sections: Sequence[Section]
     provenance: dict[str, str] = field(default_factory=dict)
+
+
+class Page(Protocol):
+    """What shows itself as one HTML page."""
+
+    def to_html(self) -> str:
+        """Return the page."""
+        ...
 
 
 def render_report(report: Report) -> str:

@@ -111,7 +111,7 @@ def _both_statistics(
     dense: nn.Module, changed: nn.Module, example: Tensor | None, seed: int
 ) -> tuple[Statistics, Statistics]:
     """Return the norms' statistics in both networks on noise of a shape that they run on; none where none is found."""
-    for shape in _shapes(dense, example):
+    for shape in input_shapes(dense, example):
         # Whole numbers are labels, of words say; what else they could be is not known.
         is_labels = example is not None and not example.is_floating_point()
         try:
@@ -145,7 +145,8 @@ def _statistics(model: nn.Module, noise: Tensor) -> Statistics:
     return {name: (norm.running_mean.double().cpu(), norm.running_var.double().cpu()) for name, norm in ran.items()}
 
 
-def _shapes(model: nn.Module, example: Tensor | None) -> list[tuple[int, ...]]:
+def input_shapes(model: nn.Module, example: Tensor | None) -> list[tuple[int, ...]]:
+    """Return shapes of batches to try a model on: that of the example, or such as would fit its first layer."""
     if example is not None:
         most = _VECTORS if example.ndim == 2 else _IMAGES
         return [(_at_most(most, example.shape[1:]), *example.shape[1:])]

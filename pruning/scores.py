@@ -89,9 +89,8 @@ def flow(layers: Layers, shares: Sequence[Share], *, rounds: int = 30) -> list[T
     With linear activations R is the energy of the outputs averaged over all signs of the weights, and the score the
     part of it whose paths take the weight; the scores of every layer add up to the same. Biases are left out, and a
     batch norm multiplies energies by γ²/σ². Otherwise as ``synflow``, which adds up |θ| along paths: squares follow
-    what sums of many uncorrelated terms do. On networks without batch norm sometimes better than ``ellq``, sometimes
-    worse (docs/adaptive.md); where every layer's outputs are normalised, what flows through a unit says little, and
-    ``ellq`` is better.
+    what sums of many uncorrelated terms do. Where every layer's outputs are normalised, what flows through a unit says
+    little. ``ellq`` with its refit on made-up inputs is better (docs/adaptive.md).
 
     Args:
         layers: as for ``synflow``.

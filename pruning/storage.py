@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
-from ellq.pruning.masks import Maskable, maskable_weights
+from ellq.pruning.masks import Maskable, maskable_weights, refuse_blocked
 from ellq.pruning.plan import Plan
 
 STORAGES = ("csr", "coo", "bitmask", "dense", "2:4")
@@ -39,6 +39,7 @@ def storage_bytes(model: nn.Module | Mapping[str, Tensor], storage: str = "csr",
     require_storage(storage)
     weights = {weight.name: weight for weight in maskable_weights(model)}
     if plan is None:
+        refuse_blocked([*weights.values()])
         retained = {name: int(weight.tensor.count_nonzero()) for name, weight in weights.items()}
     else:
         retained = {

@@ -6,12 +6,14 @@ import copy
 import dataclasses
 import inspect
 import operator
+import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
@@ -25,6 +27,10 @@ _IN_PLACE: set[Any] = {
     operator.imod,
 }
 _IN_PLACE |= {operator.ipow, operator.setitem}
+HELD = 2**30
+"""How many bytes of activations of each network are held in memory; the others are mapped from temporary files."""
+HELD = 2**30
+"""How many bytes of activations of each network stay in memory; the others are mapped from temporary files."""
 _TRIED = 8  # inputs on which a trace is held against the model
 _SAME = 1e-3  # relative difference of outputs that comes from the order of sums alone
 
@@ -36,8 +42,8 @@ class Arrival:
     Attributes:
         name: of the layer.
         inputs: what it receives in the network that is being changed.
-        targets: what it should give: what the dense network gives there; where its batch norm ends in a sum with a skip
-            path, with what that path has lost so far added, so that the sum is what it was.
+        targets: what it should give: what the dense network gives there; where it, or its batch norm, ends in a sum
+            with a skip path, with what that path has lost so far added, so that the sum is what it was.
         norm: name of the batch norm that alone reads its output; None where something else does, or is not known to.
     """
 
@@ -52,10 +58,11 @@ def walk(
 ) -> Iterator[Arrival]:
     """Yield each layer in the order they run; what is done to it in ``changing`` before the next is asked for counts.
 
-    One forward pass of both networks, without gradients, the activations of all batches side by side: the memory is
-    that of what is alive at one layer. A network that cannot be traced, or whose trace gives other outputs, is run anew
-    for every layer, which takes longer, and skip paths and norms are not known then. Layers that run twice, or never,
-    are left out; so are batches that in a network run anew do not reach a layer.
+    One forward pass of both networks, without gradients, the activations of all batches side by side; of what is alive
+    at one layer, all beyond ``HELD`` bytes for each network lies in temporary files. A network that cannot be traced,
+    or whose trace gives other outputs, is run anew for every layer, which takes longer, and skip paths and norms are
+    not known then. Layers that run twice, or never, are left out; so are batches that in a network run anew do not
+    reach a layer.
 
     Args:
         dense: what is aimed at, in eval mode.
@@ -191,20 +198,23 @@ def _arrive(
     targets = before.compute(node)
     if isinstance(before.model.get_submodule(str(node.target)), nn.Linear) and targets[0].ndim != 2:
         norm = None  # it takes another axis than that of the units for channels
-    if norm is None:
-        yield Arrival(str(node.target), inputs, targets, None)
-        return
-    other = _joined(nodes, node, norm, wanted, before.model) if before is not after else None
+    other = _joined(nodes, node, norm or node, wanted, before.model) if before is not after else None
     if other is not None:
         pairs = list(zip(before.compute(other), after.compute(other), strict=True))
         if isinstance(pairs[0][0], Tensor) and pairs[0][0].shape == targets[0].shape:
-            module: Any = before.model.get_submodule(str(norm.target))
-            scale = (module.running_var + module.eps).rsqrt() * (1.0 if module.weight is None else module.weight)
-            scale = scale.detach().reshape(-1, *[1] * (targets[0].ndim - 2))
-            # A channel that the norm switches off cannot make up for anything.
-            weight = torch.where(scale.abs() > 1e-6, 1 / scale, 0.0)
+            weight = (
+                1.0 if norm is None else _inverse_scale(before.model.get_submodule(str(norm.target)), targets[0].ndim)
+            )
             targets = [target + (a - b) * weight for target, (a, b) in zip(targets, pairs, strict=True)]
-    yield Arrival(str(node.target), inputs, targets, str(norm.target))
+    yield Arrival(str(node.target), inputs, targets, None if norm is None else str(norm.target))
+
+
+def _inverse_scale(norm: Any, ndim: int) -> Tensor:
+    """Return by what a change after a batch norm is multiplied to get the change before it that makes it."""
+    scale = (norm.running_var + norm.eps).rsqrt() * (1.0 if norm.weight is None else norm.weight)
+    scale = scale.detach().reshape(-1, *[1] * (ndim - 2))
+    # A channel that the norm switches off cannot make up for anything.
+    return torch.where(scale.abs() > 1e-6, 1 / scale, 0.0)
 
 
 def _norm_after(node: fx.Node, calls: Counter[Any], model: nn.Module) -> fx.Node | None:
@@ -220,16 +230,19 @@ def _only_user(node: fx.Node) -> fx.Node | None:
 
 
 def _joined(
-    nodes: list[fx.Node], layer: fx.Node, norm: fx.Node, wanted: list[fx.Node], model: nn.Module
+    nodes: list[fx.Node], layer: fx.Node, last: fx.Node, wanted: list[fx.Node], model: nn.Module
 ) -> fx.Node | None:
-    """Return the other side of the sum that alone reads the norm, if it can be computed before the layer is changed."""
-    join = _only_user(norm)
+    """Return the other side of the sum that alone reads ``last``, if it can be computed before the layer is changed.
+
+    ``last`` is the layer, or the norm after it.
+    """
+    join = _only_user(last)
     if join is None or not (join.target in _SUMS or (join.op == "call_method" and join.target in ("add", "add_"))):
         return None
     sides = [side for side in join.args if isinstance(side, fx.Node)]
-    if len(sides) != 2 or sides.count(norm) != 1 or join.kwargs:
+    if len(sides) != 2 or sides.count(last) != 1 or join.kwargs:
         return None
-    other = sides[1 - sides.index(norm)]
+    other = sides[1 - sides.index(last)]
     start, stop = nodes.index(layer), nodes.index(join)
     needed = {other, *_ancestors(other)}
     # What is still to be changed must not be computed yet; the last layer before the sum makes up for both.
@@ -267,6 +280,7 @@ class _Run:
     batches: Sequence[Tensor]
     values: dict[fx.Node, list[Any]] = field(default_factory=dict)
     waiting: dict[fx.Node, int] = field(default_factory=dict)
+    held: dict[fx.Node, int] = field(default_factory=dict)  # bytes in memory
 
     def compute(self, node: fx.Node) -> list[Any]:
         """Return the values of a node, computing first what they need."""
@@ -275,15 +289,28 @@ class _Run:
         sources = node.all_input_nodes
         for source in sources:
             self.compute(source)
+        self.held[node] = 0
         with torch.no_grad():
-            found = [self._one(node, number) for number in range(len(self.batches))]
+            found = [self._kept(node, self._one(node, number)) for number in range(len(self.batches))]
         self.waiting[node] = len(node.users)
-        self.values[node] = found if node.users else []
+        self.values[node] = found
         for source in sources:
             self.waiting[source] -= 1
-            if self.waiting[source] == 0:
-                self.values[source] = []  # computed, and gone
+        for gone in (other for other in (node, *sources) if self.waiting[other] == 0):
+            self.values[gone] = []  # computed, and gone
+            self.held[gone] = 0
         return found
+
+    def _kept(self, node: fx.Node, value: Any) -> Any:
+        """Return a value, mapped from a file where the memory for activations is used up."""
+        if not isinstance(value, Tensor) or value.device.type != "cpu" or value.layout != torch.strided:
+            return value
+        if value.nbytes == 0 or sum(self.held.values()) + value.nbytes <= HELD:
+            self.held[node] += value.nbytes
+            return value
+        with tempfile.TemporaryFile() as file:  # the mapping outlives it
+            place = np.memmap(file, np.uint8, "w+", shape=(value.nbytes,))
+        return torch.from_numpy(place).view(value.dtype).reshape(value.shape).copy_(value)
 
     def _one(self, node: fx.Node, number: int) -> Any:
         if node.op == "placeholder":

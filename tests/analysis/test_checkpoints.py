@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from ellq.analysis.checkpoints import LazyTensors, read_checkpoint
+from ellq.analysis.weights import weight_matrices
 
 
 @pytest.fixture
@@ -52,6 +53,33 @@ def test_reads_safetensors_tensor_by_tensor(tmp_path: Path, state: dict[str, tor
     assert repr(read) == "LazyTensors(4 tensors)"
     with pytest.raises(KeyError):
         read["absent"]
+
+
+def test_measuring_reads_each_weight_of_safetensors_once(
+    tmp_path: Path, state: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state |= {"body.weight_extra": torch.ones(2, 2)}  # a name that may be a part of another's weight
+    save_file(state, tmp_path / "a.safetensors")
+    read = read_checkpoint(tmp_path / "a.safetensors")
+    opened: list[str] = []
+    fetch = LazyTensors.__getitem__
+    monkeypatch.setattr(LazyTensors, "__getitem__", lambda self, name: (opened.append(name), fetch(self, name))[1])
+    found = weight_matrices(read)
+    assert opened == []
+    assert [matrix.name for matrix in found] == list(found.names) == opened
+    with_all_at_hand = weight_matrices({name: state[name] for name in read})
+    assert found.names == with_all_at_hand.names
+    for one, other in zip(found, with_all_at_hand, strict=True):
+        assert (one.units == other.units).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float8_e4m3fn, torch.int8, torch.bool])
+def test_stand_ins_have_the_shape_and_type_and_are_not_read(tmp_path: Path, dtype: torch.dtype) -> None:
+    save_file({"w": torch.ones(3, 4).to(dtype)}, tmp_path / "a.safetensors")
+    read = read_checkpoint(tmp_path / "a.safetensors")
+    assert isinstance(read, LazyTensors)
+    (tmp_path / "a.safetensors").unlink()
+    assert (read.stand_in("w").shape, read.stand_in("w").dtype) == ((3, 4), dtype)
 
 
 def test_safetensors_names_come_with_their_numbers_in_order(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from ellq.analysis.nets import (
     mlp,
     pretrained,
     small_conv,
+    vgg16_cifar10,
 )
 
 
@@ -107,6 +108,26 @@ class TestCifarResnet:
     def test_refuses_other_depths(self, depth):
         with pytest.raises(ValueError, match=rf"depth={depth} is not 6n \+ 2"):
             cifar_resnet(depth)
+
+
+class TestVgg16:
+    def test_has_the_published_number_of_parameters(self):
+        assert parameters(vgg16_cifar10()) == 14_987_722  # counted in test_flops.py at other widths
+
+    def test_has_the_widths_asked_for(self):
+        widths = tuple(range(2, 16))
+        net = vgg16_cifar10(widths, outputs=7)
+        convs = [layer for layer in net.features if isinstance(layer, nn.Conv2d)]
+        assert tuple(conv.out_channels for conv in convs) == widths[:13]
+        assert [layer.bias for layer in convs] == [None] * 13
+        assert net.classifier[0].weight.shape == (15, 14)
+        assert net(torch.zeros(2, 3, 32, 32)).shape == (2, 7)
+
+    def test_refuses_other_numbers_of_widths(self):
+        with pytest.raises(ValueError, match=r"widths has 13 entries\. Pass 14"):
+            vgg16_cifar10([8] * 13)
+        with pytest.raises(ValueError, match="widths=0 is below 1"):
+            vgg16_cifar10([8] * 13 + [0])
 
 
 class TestPretrained:

@@ -100,7 +100,8 @@ DIGITS = ["--data", "digits", "--samples", "100"]
 @pytest.mark.parametrize(
     ("words", "refit", "has_data"),
     [
-        (MODEL, "rescale", False),
+        (MODEL, "synthetic", False),
+        ([*MODEL, "--refit", "rescale"], "rescale", False),
         ([*MODEL, *DIGITS], "obs", True),
         ([*MODEL, *DIGITS, "--refit", "none"], "none", True),
         ([*MODEL, *DIGITS, "--refit", "bias"], "bias", True),

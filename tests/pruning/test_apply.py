@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import copy
+import json
+import re
 import warnings
 from dataclasses import replace
 
@@ -15,7 +17,7 @@ from torch.nn.utils import prune as torch_prune
 from torch.testing import assert_close
 
 from ellq.analysis import cost
-from ellq.pruning import apply, chain_bounds, load, plan, save
+from ellq.pruning import Plan, apply, chain_bounds, load, plan, save
 from ellq.pruning.apply import finalize
 from ellq.pruning.mask_parametrization import is_masked, masks_of
 from pruned_nets import assert_unchanged, gaussian, mlp, same_bits, snapshot
@@ -325,6 +327,28 @@ class TestValues:
 
 
 class TestRefuses:
+    @pytest.mark.parametrize("inplace", [False, True])
+    @pytest.mark.parametrize(("other", "shape"), [(nn.Conv2d(5, 16, 2), (16, 5, 2, 2)), (nn.Linear(16, 20), (20, 16))])
+    def test_a_plan_for_weights_of_another_shape(self, other, shape, inplace):
+        decided = plan(nn.Linear(20, 16), sparsity=0.5, refit="none")
+        for made in (decided, Plan.from_json(decided.to_json())):
+            assert made.shapes == {"weight": (16, 20)}
+            before = copy.deepcopy(other.state_dict())
+            says = rf"another model: layer 'weight' has shape {re.escape(str(shape))}, the plan \(16, 20\)"
+            with pytest.raises(ValueError, match=says):
+                apply(other, made, inplace=inplace)
+            assert all(torch.equal(value, before[name]) for name, value in other.state_dict().items())
+        with pytest.raises(ValueError, match="another model: layer 'weight'"):
+            apply(other.state_dict(), decided)
+
+    def test_no_plan_that_was_written_without_shapes(self):
+        data = json.loads(plan(nn.Linear(20, 16), sparsity=0.5, refit="none").to_json())
+        del data["shapes"]
+        old = Plan.from_json(json.dumps(data))
+        assert int((apply(nn.Linear(20, 16), old).weight == 0).sum()) == 160
+        with pytest.raises(ValueError, match="layer 'weight' has 16 units of 21 weights, the plan 16 of 20"):
+            apply(nn.Linear(21, 16), old)
+
     @pytest.mark.parametrize(
         ("change", "match"),
         [

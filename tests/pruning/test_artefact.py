@@ -1,13 +1,18 @@
 from __future__ import annotations
 
+import copy
 import json
+import tempfile
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
-from ellq.pruning import load, plan, prune, save
+from ellq.pruning import channel_groups, load, plan, prune, save
+from ellq.pruning.surgery import cut_channels_
 from pruned_nets import gaussian, mlp, same_bits
 
 
@@ -27,6 +32,71 @@ class Net(nn.Module):
     def forward(self, x):
         x = self.norm(self.conv(x)).mean(-1)
         return self.second(torch.relu(self.first(self.a(torch.tanh(self.z(x))))))
+
+
+class Text(nn.Module):
+    """Embedding, attention, grouped and depthwise convolutions, every norm of one dimension, slopes."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Embedding(11, 6)
+        self.read = nn.Linear(6, 8)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.after = nn.Linear(8, 5)
+        self.conv = nn.Conv1d(5, 8, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm1d(8)
+        self.slope = nn.PReLU(8)
+        self.depthwise = nn.Conv1d(8, 8, 3, padding=1, groups=8)
+        self.instance = nn.InstanceNorm1d(8, affine=True, track_running_stats=True)
+        self.mix = nn.Conv1d(8, 12, 1)
+        self.grouped = nn.GroupNorm(3, 12)
+        self.part = nn.Conv1d(12, 6, 1, groups=3)
+        self.end = nn.Conv1d(6, 4, 1)
+        self.bare = nn.BatchNorm1d(4, affine=False)
+        self.out = nn.Linear(4 * 7, 9)
+        self.last = nn.Linear(9, 3)
+
+    def forward(self, x):
+        x = self.read(self.embedding(x)).relu()
+        x = x + self.attention(x, x, x, need_weights=False)[0]
+        x = self.after(x).transpose(1, 2)
+        x = self.slope(self.norm(self.conv(x)))
+        x = self.instance(self.depthwise(x)).relu()
+        x = self.part(self.grouped(self.mix(x)).relu()).relu()
+        x = self.bare(self.end(x)).relu()
+        return self.last(self.out(x.flatten(1)).relu())
+
+
+class Volumes(nn.Module):
+    """Convolutions of three and two dimensions, and a residual stream."""
+
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Conv3d(1, 4, 3, padding=1)
+        self.an = nn.BatchNorm3d(4)
+        self.b = nn.Conv2d(4, 6, 3, padding=1)
+        self.bn = nn.BatchNorm2d(6)
+        self.c = nn.Conv2d(6, 6, 3, padding=1)
+        self.cn = nn.GroupNorm(6, 6)
+        self.d = nn.Conv2d(6, 4, 1)
+        self.dn = nn.InstanceNorm2d(4)
+        self.out = nn.Linear(4, 3)
+
+    def forward(self, x):
+        x = self.an(self.a(x)).relu().mean(2)
+        x = self.bn(self.b(x)).relu()
+        x = x + self.cn(self.c(x))
+        return self.out(self.dn(self.d(x)).relu().mean((2, 3)))
+
+
+INPUTS = {
+    Text: torch.randint(11, (4, 7), generator=torch.Generator().manual_seed(0)),
+    Volumes: gaussian(4, 1, 4, 5, 5),
+}
+WIDTHS = {
+    *("in_channels", "out_channels", "groups", "num_features", "num_channels", "num_groups", "num_parameters"),
+    *("embedding_dim", "in_features", "out_features", "embed_dim", "num_heads"),
+}
 
 
 def trained(dtype=torch.float32) -> Net:
@@ -56,6 +126,47 @@ class TestSaveAndLoad:
         inputs = gaussian(8, 2, 5, seed=3).to(dtype)
         with torch.no_grad():
             assert torch.equal(again(inputs), pruned(inputs))
+
+    @settings(max_examples=25, deadline=None)
+    @given(st.data())
+    def test_give_the_same_bits_for_any_widths(self, data):
+        make = data.draw(st.sampled_from(sorted(INPUTS, key=lambda kind: kind.__name__)))
+        net, inputs = make().eval(), INPUTS[make]
+        with torch.no_grad():
+            for number, value in enumerate(net.state_dict().values()):
+                if value.is_floating_point():
+                    value.copy_(gaussian(*value.shape, seed=number).abs() + 0.1)
+        found = channel_groups(net, inputs).groups
+        cuts = []
+        for group in found:
+            kept = data.draw(st.sets(st.integers(0, group.units - 1), min_size=1))
+            cuts.append((group, np.array(sorted(kept))))
+        small = copy.deepcopy(net)
+        cut_channels_(small, cuts)
+        if data.draw(st.booleans()):
+            small = small.to(torch.float64)
+            inputs = inputs.double() if inputs.is_floating_point() else inputs
+        with tempfile.TemporaryDirectory() as folder:
+            save(small, f"{folder}/model")
+            again = load(f"{folder}/model", make)
+        assert same_bits(again, small)
+        for (name, module), other in zip(small.named_modules(), again.modules(), strict=True):
+            widths = {key: value for key, value in vars(module).items() if key in WIDTHS}
+            assert widths == {key: value for key, value in vars(other).items() if key in WIDTHS}, name
+        with torch.no_grad():
+            assert torch.equal(again(inputs), small(inputs))
+            torch.testing.assert_close(copy.deepcopy(again).train()(inputs).shape, small(inputs).shape)
+
+    def test_keep_the_plan_that_prune_left(self, tmp_path):
+        net = mlp(4, 6, 2)
+        small = prune(net, gaussian(40, 4), method="id", sparsity=0.5)
+        save(small, tmp_path / "model")
+        written = json.loads((tmp_path / "model" / "plan.json").read_text())
+        assert written["plan"] == json.loads(small.ellq_plan.to_json())
+        other = plan(net, sparsity=0.5)
+        save(small, tmp_path / "model", plan=other)
+        written = json.loads((tmp_path / "model" / "plan.json").read_text())
+        assert written["plan"] == json.loads(other.to_json())
 
     def test_write_two_files_and_the_plan(self, tmp_path):
         net = mlp(4, 6, 2)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import ellq
+from ellq.pruning import BudgetError
 from ellq.pruning.authors import diao2023, diao2023_budget, yang2022, yang2022_budget
 from ellq.pruning.layers import Layers
 from ellq.theory import effective_count, pq_index
@@ -133,10 +134,23 @@ class TestYang2022KeepM:
         assert sum(int(c.sum()) for c in yang2022(layers, eta * (1 - 1e-2), scope=scope).counts) >= total
         assert sum(int(c.sum()) for c in yang2022(layers, eta * (1 + 1e-2), scope=scope).counts) <= total
 
-    def test_a_budget_below_one_weight_a_unit_is_refused_with_the_unit(self):
-        units = [np.ones((3, 4)), np.ones((3, 4))]
-        with pytest.raises(ValueError, match=r"each of which keeps at least 1.*unit 1 of 'layer 1'"):
-            yang2022_budget(open_layers(units), 4)
+    @pytest.mark.parametrize("rule", [yang2022_budget, diao2023_budget])
+    @pytest.mark.parametrize(
+        ("scope", "retained", "says"),
+        [
+            ("unit", 4, r"4 weights for 6 units, each of which keeps at least 1: .* unit 1 of 'layer 1'\."),
+            ("layer", 1, r"1 weights for 2 layers, each of which keeps at least 1: .* for layer 'layer 1'\."),
+            ("global", 0, r"0 weights for the model, which keeps at least 1\."),
+        ],
+    )
+    def test_a_budget_below_one_weight_a_vector_is_refused_with_the_vector(self, rule, scope, retained, says):
+        units = np.split(np.geomspace(1, 1e6, 24).reshape(6, 4), 2)
+        with pytest.raises(BudgetError, match=says) as refused:
+            rule(open_layers(units), retained, scope=scope)
+        if rule is yang2022_budget:
+            assert refused.value.nearest == {"unit": 6, "layer": 2, "global": 1}[scope]
+        else:  # which comes to a stop before
+            assert refused.value.nearest == {"unit": 24, "layer": 10, "global": 5}[scope]
 
 
 class TestCapped:
@@ -232,9 +246,37 @@ class TestDiao2023Budget:
         assert again.counts[0].tolist() == once.tolist()
         assert "1 round by layer" in again.reasons[0]
 
-    def test_says_when_it_comes_to_a_stop(self):
-        with pytest.raises(ValueError, match="comes to a stop at 40 weights, above the 10 asked for"):
-            diao2023_budget(open_layers([np.ones((4, 10))]), 10)
+    def test_removes_equal_weights_together_where_some_of_them_must_go(self):
+        decided = diao2023_budget(open_layers([np.array([[1.0, 1.0, 1.0, 1.0, 1.0, 9.0]])]), 5)
+        assert decided.counts[0].tolist() == [1]
+
+    @pytest.mark.parametrize(
+        ("scope", "stuck"),
+        [("unit", r"unit 1 of 'layer 1'"), ("layer", "layer 'layer 1'"), ("global", "the model")],
+    )
+    def test_says_when_and_where_it_comes_to_a_stop(self, scope, stuck):
+        ones = [np.array([[1.0, 0.0]]), np.array([[0.0] * 10, [1.0] * 10, [1.0] * 10])]
+        says = rf"comes to a stop at 21 weights, above the 10 asked for, where all that survives of {stuck} counts"
+        with pytest.raises(BudgetError, match=says) as refused:
+            diao2023_budget(open_layers(ones), 10, scope=scope)
+        assert refused.value.nearest == 21
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.sampled_from([yang2022_budget, diao2023_budget]),
+    st.lists(hnp.arrays(np.float64, (2, 6), elements=st.sampled_from([0, 1, 1, 2, 2, 9])), min_size=1, max_size=2),
+    SCOPES,
+    st.integers(0, 20),
+)
+def test_a_budget_is_kept_with_equal_weights_too_or_the_nearest_can_be_met(rule, units, scope, retained):
+    try:
+        found = rule(open_layers(units), retained, scope=scope)
+    except BudgetError as error:
+        refused, retained = retained, int(error.nearest)
+        assert refused < retained
+        found = rule(open_layers(units), retained, scope=scope)
+    assert sum(int(c.sum()) for c in found.counts) <= retained
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn.functional import cross_entropy
+from torch.utils.data import ConcatDataset, DataLoader, Subset, TensorDataset
 
 from ellq.pruning import plan
 from ellq.pruning.apply import apply, finalize
@@ -371,6 +372,40 @@ class TestCheckpoints:
         assert str(caught.value).startswith(str(tmp_path / CHECKPOINT))
         assert (tmp_path / CHECKPOINT).read_bytes() == before
 
+    @pytest.mark.parametrize(
+        "other",
+        [
+            DataLoader(TensorDataset(-INPUTS), batch_size=32),
+            DataLoader(TensorDataset(INPUTS), batch_size=16),
+            DataLoader(TensorDataset(INPUTS), batch_size=32, shuffle=True),
+            DataLoader(Subset(TensorDataset(INPUTS), range(96)), batch_size=32),
+            INPUTS,
+        ],
+    )
+    def test_know_what_a_loader_draws_from_and_how(self, tmp_path, other):
+        def options(calibration):
+            return {"plan_with": {"rule": "wanda", "calibration": calibration}}
+
+        same = [DataLoader(TensorDataset(INPUTS.clone()), batch_size=32) for _ in range(2)]
+        gradual(mlp(4, 9, 3), nothing, **OPTIONS, **options(same[0]), checkpoint=tmp_path)
+        gradual(mlp(4, 9, 3), nothing, **OPTIONS, **options(same[1]), checkpoint=tmp_path)
+        with pytest.raises(ValueError, match="was made with plan_with="):
+            gradual(mlp(4, 9, 3), nothing, **OPTIONS, **options(other), checkpoint=tmp_path)
+
+    @pytest.mark.parametrize(
+        "other", [Subset(TensorDataset(INPUTS), range(64)), ConcatDataset([TensorDataset(INPUTS)] * 2)]
+    )
+    def test_know_a_data_set_without_tensors_by_type_and_length(self, tmp_path, other):
+        def options(data):
+            return {"plan_with": {"rule": "wanda", "calibration": DataLoader(data, batch_size=32)}}
+
+        for data in (INPUTS, -INPUTS):  # which is not told apart, as documented
+            gradual(
+                mlp(4, 9, 3), nothing, **OPTIONS, **options(Subset(TensorDataset(data), range(96))), checkpoint=tmp_path
+            )
+        with pytest.raises(ValueError, match="was made with plan_with="):
+            gradual(mlp(4, 9, 3), nothing, **OPTIONS, **options(other), checkpoint=tmp_path)
+
     def test_know_masked_models_and_partial_functions(self, tmp_path):
         net = mlp(4, 9, 3)
         masked = apply(net, plan(net, sparsity=0.3, refit="none"))
@@ -524,6 +559,11 @@ class TestArguments:
             ({"plan_with": 3}, TypeError, "plan_with must be keyword arguments or a function, got int"),
             ({"plan_with": {"tol": 0.1}}, ValueError, "plan_with holds 'tol'"),
             ({"plan_with": {"rule": "none"}}, ValueError, "rule='none' is unknown"),
+            (
+                {"plan_with": {"rule": "wanda", "calibration": (INPUTS[i : i + 32] for i in (0, 32))}},
+                TypeError,
+                "holds a generator as 'calibration', which the first step would use up",
+            ),
             ({"train": None}, TypeError, "train must be a function"),
             ({"model": {"w": torch.ones(2, 2)}}, TypeError, "model must be an nn.Module, got dict"),
             ({"model": nn.Sequential(nn.LazyLinear(3))}, ValueError, r"'0\.weight' is not initialised"),

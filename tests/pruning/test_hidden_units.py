@@ -350,7 +350,7 @@ class TestWidths:
         assert [p.requires_grad for p in pruned.parameters()] == [True, True, False, True]
 
     def test_a_model_without_hidden_layers_is_told_what_to_do(self):
-        with pytest.raises(ValueError, match=r"no hidden layer to prune.*Use method='lq'"):
+        with pytest.raises(ValueError, match=r"No channels can be cut .*model's outputs.*Use method='lq'"):
             plan(nn.Linear(4, 3), gaussian(9, 4), method="id", sparsity=0.5)
 
     @pytest.mark.parametrize("rule", RULES)

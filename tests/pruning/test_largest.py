@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from ellq.pruning import largest
-from ellq.pruning.largest import Scale, count_largest, keep_largest, magnitudes, survey
+from ellq.pruning.largest import count_largest, keep_largest, magnitudes, survey
 
 RELAXED = settings(max_examples=40, deadline=None)
 FEW = st.sampled_from([0.0, 1.0, -1.0, 0.5, 2.0, 3.0, 5e-324, 1e300])
@@ -28,17 +28,17 @@ def layers(draw):
     return [np.nan_to_num(layer, posinf=1e30) for layer in drawn]
 
 
-def by_sorting(layers, retained, scales, minima):
-    """The same by one sort: each unit's minimum first, then the rest by score, layer, unit and entry."""
+def by_sorting(layers, retained, minima):
+    """The same by one sort: each unit's minimum first, then the rest by size, layer, unit and entry."""
     order = []
     counts = [np.zeros(len(layer), dtype=int) for layer in layers]
-    for number, (layer, scale) in enumerate(zip(layers, scales, strict=True)):
+    for number, layer in enumerate(layers):
         for unit, w in enumerate(layer):
-            scores = scale(np.abs(w))
-            ranks = np.argsort(np.argsort(-scores, kind="stable"), kind="stable")
-            for entry, score in enumerate(scores):
+            sizes = np.abs(w).astype(np.float64)
+            ranks = np.argsort(np.argsort(-sizes, kind="stable"), kind="stable")
+            for entry, size in enumerate(sizes):
                 is_free = ranks[entry] < minima[number][unit]
-                order.append((not is_free, -score, number, unit, entry))
+                order.append((not is_free, -size, number, unit, entry))
     for _, _, number, unit, _ in sorted(order)[:retained]:
         counts[number][unit] += 1
     return [c.tolist() for c in counts]
@@ -49,16 +49,15 @@ class TestCountLargest:
     @given(layers(), st.data())
     def test_equals_a_sort_whatever_the_path(self, drawn, data):
         minima = [data.draw(hnp.arrays(np.int64, len(w), elements=st.integers(0, w.shape[1]))) for w in drawn]
-        scales = [Scale(data.draw(st.sampled_from([0, -3, 5])), data.draw(st.sampled_from([1.0, 0.7]))) for _ in drawn]
         held = sum(int(m.sum()) for m in minima)
         retained = data.draw(st.integers(held, sum(w.size for w in drawn)))
-        expected = by_sorting(drawn, retained, scales, minima)
+        expected = by_sorting(drawn, retained, minima)
         for pool, sample, block in [(2**19, 2**18, 2**20), (0, 3, 4), (3, 2, 1), (0, 100, 2**20)]:
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(largest, "_POOL", pool)
                 patch.setattr(largest, "_SAMPLE", sample)
                 patch.setattr(largest, "_BLOCK", block)
-                found = count_largest(drawn, retained, scales=scales, minima=minima)
+                found = count_largest(drawn, retained, minima=minima)
             assert [c.tolist() for c in found] == expected
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
@@ -68,7 +67,7 @@ class TestCountLargest:
         monkeypatch.setattr(largest, "_SAMPLE", 1000)
         generator = torch.Generator().manual_seed(retained)
         drawn = [torch.randn(50, 300, generator=generator).to(dtype), torch.randn(30, 10, 50, generator=generator)]
-        counts = count_largest(drawn, retained, scales=None, minima=None)
+        counts = count_largest(drawn, retained, minima=None)
         flat = torch.cat([w.double().abs().flatten() for w in drawn])
         chosen = torch.zeros(flat.numel(), dtype=torch.bool)
         chosen[torch.argsort(flat, descending=True, stable=True)[:retained]] = True
@@ -77,23 +76,23 @@ class TestCountLargest:
 
     def test_of_equal_weights_keeps_the_first_units(self, monkeypatch):
         monkeypatch.setattr(largest, "_POOL", 10)
-        counts = count_largest([np.ones((5, 20)), np.ones((3, 20))], 130, scales=None, minima=None)
+        counts = count_largest([np.ones((5, 20)), np.ones((3, 20))], 130, minima=None)
         assert np.concatenate(counts).tolist() == [20, 20, 20, 20, 20, 20, 10, 0]
 
     def test_of_a_mostly_zero_model_keeps_the_others_and_then_the_first_zeros(self, monkeypatch):
         monkeypatch.setattr(largest, "_POOL", 10)
         w = np.zeros((4, 50), dtype=np.float32)
         w[2, ::10] = 1.0
-        assert count_largest([w], 8, scales=None, minima=None)[0].tolist() == [3, 0, 5, 0]
+        assert count_largest([w], 8, minima=None)[0].tolist() == [3, 0, 5, 0]
 
     def test_takes_no_memory_that_grows_with_the_layers(self):
         rng = np.random.default_rng(0)
         drawn = [rng.standard_normal((1024, 2048), dtype=np.float32) for _ in range(3)]
-        count_largest(drawn, 10, scales=None, minima=None)
+        count_largest(drawn, 10, minima=None)
         peaks = []
         for n in (1, 3):
             tracemalloc.start()
-            count_largest(drawn[:n], n * 200_000, scales=None, minima=None)
+            count_largest(drawn[:n], n * 200_000, minima=None)
             peaks.append(tracemalloc.get_traced_memory()[1])
             tracemalloc.stop()
         assert max(peaks) < 45e6

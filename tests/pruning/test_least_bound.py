@@ -90,15 +90,104 @@ def test_zero_units_get_nothing_and_zeros_come_last():
     assert all_but_one == {"0.weight": [4, 4, 3], "2.weight": [3, 3]}
 
 
+class Chain(nn.Module):
+    """A chain of layers of a class of its own, with functions between."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.body = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Dropout(0.5))
+        self.pool = nn.AvgPool2d(2)
+        self.first, self.last = nn.Linear(16, 5), nn.Linear(5, 3)
+
+    def forward(self, x, scale=None):
+        x = torch.flatten(self.pool(torch.relu(self.body(x))), 1)
+        return self.last(nn.functional.relu(self.first(x), inplace=True).tanh()).sigmoid()
+
+
+def test_a_chain_of_any_class_is_planned_as_its_sequential():
+    net, inputs = Chain().eval(), gaussian(30, 2, 4, 4)
+    same = nn.Sequential(
+        *[*net.body, nn.ReLU(), net.pool, nn.Flatten(), net.first, nn.ReLU(), nn.Tanh(), net.last, nn.Sigmoid()]
+    )
+    torch.testing.assert_close(same(inputs), net(inputs))
+    found, expected = (ellq.plan(m, inputs, rule="least_bound", sparsity=0.6).table for m in (net, same))
+    assert found["layer"].unique().tolist() == ["body.0.weight", "first.weight", "last.weight"]
+    assert found["retained"].tolist() == expected["retained"].tolist()
+    single = ellq.plan(nn.Linear(4, 3), gaussian(9, 4), rule="least_bound", sparsity=0.5)
+    assert single.table["retained"].sum() == 6
+
+
+class Forked(Chain):
+    def forward(self, x):
+        x = torch.flatten(self.pool(self.body(x)), 1)
+        y = torch.relu(self.first(x))
+        return self.last(y + torch.tanh(y))
+
+
+class Twice(Chain):
+    def forward(self, x):
+        return self.first(self.first(torch.flatten(self.pool(self.body(x)), 1)))
+
+
+class Branching(Chain):
+    def forward(self, x):
+        return x if x.sum() > 0 else -x
+
+
+class TwoOutputs(Chain):
+    def forward(self, x):
+        x = self.pool(self.body(x))
+        return x, x
+
+
+class Batchless(Chain):
+    def forward(self, x):
+        return torch.flatten(self.body(x))
+
+
+class Softened(Chain):
+    def forward(self, x):
+        return torch.softmax(self.body(x), 1)
+
+
+def tied() -> nn.Sequential:
+    net = nn.Sequential(nn.Conv2d(2, 2, 1), nn.Conv2d(2, 2, 1))
+    net[1].weight = net[0].weight
+    return net
+
+
+def twice() -> Chain:
+    net = Twice()
+    net.first = nn.Linear(16, 16)
+    return net
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (Forked, "no chain of layers: it calls"),
+        (twice, "Step 'first' shares its weight"),
+        (tied, "Step '1' shares its weight"),
+        (Branching, "cannot be traced"),
+        (TwoOutputs, "no chain of layers"),
+        (Batchless, "no chain of layers: it calls .*flatten"),
+        (Softened, "no chain of layers: it calls .*softmax"),
+    ],
+)
+def test_what_is_no_chain_is_refused_with_rules_that_take_it(make, says):
+    with pytest.raises(ValueError, match=rf"follows errors through a chain .*{says}.*rule='ellq', .* any network\."):
+        ellq.plan(make().eval(), gaussian(9, 2, 4, 4), rule="least_bound", sparsity=0.5)
+
+
 def test_models_it_cannot_follow_are_refused():
     net = mlp(4, 3, 2)
     with pytest.raises(ValueError, match="needs inputs"):
         ellq.plan(net, rule="least_bound", sparsity=0.5)
-    with pytest.raises(TypeError, match=r"Pass an nn\.Sequential"):
-        ellq.plan(nn.Linear(4, 3), gaussian(9, 4), rule="least_bound", sparsity=0.5)
+    with pytest.raises(TypeError, match=r"Pass the nn\.Module, not its state dict\. rule='ellq'"):
+        ellq.plan(net.state_dict(), gaussian(9, 4), rule="least_bound", sparsity=0.5)
     with pytest.raises(ValueError, match="Softmax"):
         ellq.plan(nn.Sequential(nn.Linear(4, 3), nn.Softmax(1)), gaussian(9, 4), rule="least_bound", sparsity=0.5)
-    with pytest.raises(ValueError, match="each of which keeps at least"):
-        ellq.plan(net, gaussian(9, 4), rule="least_bound", nonzeros=4)
-    with pytest.raises(ValueError, match="each of which keeps at least one"):
-        ellq.plan(net, gaussian(9, 4), rule="least_bound", nonzeros=4, least=0)
+    for least in (None, 0):
+        with pytest.raises(ellq.pruning.BudgetError, match=r"each of which keeps at least 1: .* unit 1 of '2\.weight'"):
+            ellq.plan(net, gaussian(9, 4), rule="least_bound", nonzeros=4, least=least)

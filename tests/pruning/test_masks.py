@@ -123,6 +123,49 @@ class TestRefuses:
         with pytest.raises(ValueError, match=advice):
             prune(net, sparsity=0.5)
 
+    @pytest.mark.parametrize(
+        "change",
+        [
+            lambda layer: torch_prune.l1_unstructured(layer, "weight", 2),
+            lambda layer: torch_prune.random_unstructured(layer, "bias", 1),
+            parametrizations.weight_norm,
+            parametrizations.spectral_norm,
+            nn.utils.spectral_norm,
+            lambda layer: apply(layer, plan(layer, sparsity=0.5, refit="none"), inplace=True),
+        ],
+    )
+    @pytest.mark.parametrize("exclude", ["2", "2.weight", nn.Linear, "module"])
+    def test_no_computed_weights_that_are_excluded(self, change, exclude):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Conv1d(3, 3, 2, bias=False), nn.Flatten(), nn.Linear(9, 2)).eval()
+        change(net[2])
+        inputs = gaussian(4, 3, 4)
+        decided = plan(net, sparsity=0.5, refit="none", exclude=net[2] if exclude == "module" else exclude)
+        assert decided.table["layer"].unique().tolist() == ["0.weight"]
+        masked = apply(net, decided)
+        assert int((masked[0].weight == 0).sum()) == 9
+        features = masked[:2](inputs)
+        torch.testing.assert_close(masked(inputs), net[2](features))
+        # torch itself copies no model with weights computed by hooks.
+        by_hook = any(not v.is_leaf for v in vars(net[2]).values() if isinstance(v, torch.Tensor))
+        for refit in ("none",) if by_hook else ("rescale", "least_squares"):
+            pruned = prune(net, gaussian(50, 3, 4), sparsity=0.5, refit=refit, include="0")
+            assert int((pruned[0].weight == 0).sum()) == 9
+
+    def test_no_computed_weights_of_state_dicts_that_are_excluded(self):
+        net = mlp(4, 5, 2)
+        torch_prune.l1_unstructured(net[0], "weight", 2)
+        pruned = prune(net.state_dict(), sparsity=0.5, exclude="0*")
+        assert int((pruned["2.weight"] == 0).sum()) == 5
+        assert torch.equal(pruned["0.weight_orig"], net[0].weight_orig)
+
+    def test_a_plan_whose_layer_was_parametrised_since(self):
+        net = mlp(4, 5, 2)
+        decided = plan(net, sparsity=0.5)
+        parametrizations.weight_norm(net[0])
+        with pytest.raises(ValueError, match="Layer '0' is parametrised"):
+            apply(net, decided)
+
     def test_layers_with_a_mask_of_ours_with_the_remedy(self):
         net = mlp(4, 5, 2)
         masked = apply(net, plan(net, sparsity=0.5))
@@ -191,6 +234,61 @@ class TestRefuses:
     def test_a_model_with_nothing_to_mask(self, net):
         with pytest.raises(ValueError, match="holds no"):
             prune(net, sparsity=0.5)
+
+
+class TestSharedMemory:
+    """Tensors that are not one parameter and yet lie in the same memory."""
+
+    def of(self, view) -> nn.Sequential:
+        net = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.Linear(4, 3))
+        net[2].weight.data = view(net[0].weight.data)
+        return net
+
+    @pytest.mark.parametrize("view", [lambda w: w, lambda w: w.t(), lambda w: w[1:2].expand(4, 4)])
+    def test_is_refused_by_both_names(self, view):
+        net = self.of(view)
+        for name, other in (("0.weight", "2.weight"), ("2.weight", "0.weight")):
+            with pytest.raises(
+                ValueError, match=f"Weight '{name}' shares memory with '{other}' without being the same"
+            ):
+                plan(net, sparsity=0.5, include=[name, "3"])
+        assert plan(net, sparsity=0.5, exclude=["0", "2"]).table["layer"].unique().tolist() == ["3.weight"]
+
+    def test_with_what_is_not_planned_is_refused_too(self):
+        net = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 5))
+        net[1].weight.data = net[0].weight.data
+        with pytest.raises(ValueError, match=r"'1\.weight' shares memory with '0\.weight'"):
+            prune(net, sparsity=0.5)
+        net = nn.Linear(4, 4)
+        net.register_buffer("row", net.weight.data[2])
+        with pytest.raises(ValueError, match="'weight' shares memory with 'row'"):
+            prune(net, sparsity=0.5)
+
+    def test_in_a_state_dict_is_refused_unless_it_is_the_same_view(self):
+        base = gaussian(4, 4)
+        with pytest.raises(ValueError, match="'a' shares memory with 'b'"):
+            prune({"a": base, "b": base.t()}, sparsity=0.5)
+        pruned = prune({"a": base, "b": base[:]}, sparsity=0.5)
+        assert torch.equal(pruned["a"], pruned["b"])
+
+    def test_neighbours_in_one_storage_share_nothing(self):
+        flat = gaussian(40)
+        side_by_side = gaussian(4, 10)
+        for first, second in (
+            (flat[:16].reshape(4, 4), flat[16:32].reshape(4, 4)),
+            (side_by_side[:, :4], side_by_side[:, 4:8]),
+            (flat[0:32:2].reshape(4, 4), flat[1:33:2].reshape(4, 4)),
+        ):
+            net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+            net[0].weight.data, net[1].weight.data = first, second
+            assert int(sum((p == 0).sum() for p in prune(net, sparsity=0.5, refit="none").parameters())) == 16
+
+    def test_of_gates_that_lie_in_one_buffer_is_none(self):
+        layer = nn.LSTM(3, 4)
+        flat = torch.cat([p.detach().flatten() for p in layer.parameters()])
+        for p, part in zip(layer.parameters(), flat.split([p.numel() for p in layer.parameters()]), strict=True):
+            p.data = part.view(p.shape)
+        assert plan(layer, sparsity=0.5).sparsity >= 0.5
 
 
 class TestStateDicts:

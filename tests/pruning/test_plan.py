@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import base64
 import io
 import json
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -10,10 +12,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 from rich.console import Console
 from torch import nn
 
-from ellq.pruning import Plan, apply, plan, save
+from ellq.pruning import Plan, apply, plan, rescale_masks, save
 from pruned_nets import gaussian, mlp, same_bits
 
 NET = mlp(4, 7, 3)
@@ -86,10 +89,61 @@ class TestJson:
         with pytest.raises(ValueError, match=r"The plan (is not JSON|has format)"):
             Plan.from_json(text)
 
-    @pytest.mark.parametrize("version", [0, 2, "1", None])
+    @pytest.mark.parametrize("version", [0, 3, "1", None])
     def test_of_another_version_is_refused(self, version):
         data = json.loads(make("lq").to_json()) | {"version": version}
-        with pytest.raises(ValueError, match="this ellq reads version 1"):
+        with pytest.raises(ValueError, match="this ellq reads versions up to 2"):
+            Plan.from_json(json.dumps(data))
+
+    def test_of_the_first_version_is_read(self):
+        first = plan(NET, sparsity=0.5)
+        data = json.loads(first.to_json()) | {"version": 1}
+        del data["shapes"]
+        for name, value in dict(first.values).items():
+            whole = base64.b64encode(np.ascontiguousarray(value, "<f4").tobytes()).decode()
+            data["values"][name] = {"shape": list(value.shape), "float32": whole}
+        again = Plan.from_json(json.dumps(data))
+        assert again.shapes == {}
+        assert same_bits(apply(NET, again), apply(NET, first))
+
+    @pytest.mark.parametrize("data", [None, gaussian(50, 4)], ids=["rescaled", "refitted"])
+    def test_keeps_refitted_values_to_the_last_bit(self, data):
+        first = plan(NET, data, sparsity=0.5)
+        again = Plan.from_json(first.to_json())
+        assert again.to_json() == first.to_json()
+        assert again.shapes == first.shapes == {"0.weight": (7, 4), "2.weight": (3, 7)}
+        found = dict(again.values)
+        for name, value in dict(first.values).items():
+            assert found[name].dtype == value.dtype
+            assert found[name].tobytes() == value.tobytes()
+            assert found[name].flags.writeable
+        assert same_bits(apply(NET, again), apply(NET, first))
+
+    @given(
+        hnp.arrays(
+            st.sampled_from([np.float32, np.float64]),
+            hnp.array_shapes(min_dims=0),
+            elements=st.sampled_from([0.0, 0.0, -0.0, 1.5, -1e-30]),
+        )
+    )
+    def test_keeps_any_value_and_the_sign_of_zeros(self, value):
+        first = replace(masks(), values={"0.weight": value})
+        again = dict(Plan.from_json(first.to_json()).values)["0.weight"]
+        assert (again.dtype, again.shape, again.tobytes()) == (value.dtype, value.shape, value.tobytes())
+
+    def test_of_a_refitted_plan_leaves_out_what_was_removed(self):
+        net = mlp(100, 100, 10)
+        sizes = [len(plan(net, sparsity=s, refit="rescale").to_json()) for s in (0.5, 0.9)]
+        plain = [len(plan(net, sparsity=s, refit="none").to_json()) for s in (0.5, 0.9)]
+        retained, weights = np.array([0.5, 0.1]), 11_000
+        expected = (4 * retained + 1 / 8) * weights * 4 / 3  # four bytes each, a bit for all, in base64
+        np.testing.assert_allclose(np.subtract(sizes, plain), expected, rtol=0.05)
+
+    @pytest.mark.parametrize("cut", [{"at": "AAAA"}, {"float32": "AAAA"}, {"float32": ""}])
+    def test_with_values_that_are_cut_off_is_refused(self, cut):
+        data = json.loads(plan(NET, sparsity=0.5).to_json())
+        data["values"]["0.weight"] |= cut
+        with pytest.raises(ValueError, match="The plan is damaged"):
             Plan.from_json(json.dumps(data))
 
     @pytest.mark.parametrize("name", ["method", "rule", "settings", "table", "corrections"])
@@ -181,11 +235,39 @@ class TestWithRetained:
         with pytest.raises(ValueError, match="Make a new plan"):
             first.with_retained(first.to_frame())
 
+    @pytest.mark.parametrize("data", [None, gaussian(50, 4)], ids=["without data", "with data"])
+    @pytest.mark.parametrize("refit", ["auto", "rescale"])
+    def test_leaves_out_a_refit_that_would_no_longer_fit(self, data, refit):
+        first = plan(NET, data, sparsity=0.5, refit=refit)
+        assert first.values  # noqa: PD011 -- no pandas
+        table = first.to_frame()
+        table.loc[0, "retained"] = 3 if table["retained"][0] == 4 else 4
+        edited = first.with_retained(table)
+        assert not edited.values  # noqa: PD011 -- no pandas
+        assert not edited.kept
+        assert edited.measured is None
+        assert edited.settings == {"sparsity": 0.5, "refit": f"none ({first.settings['refit']} dropped: edited)"}
+        assert same_bits(apply(NET, edited), apply(NET, masks().with_retained(table)))
+        assert Plan.from_json(edited.to_json()).to_json() == edited.to_json()
+        again = rescale_masks(NET, edited)
+        assert again.settings["refit"] == "rescale"
+        torch.testing.assert_close(apply(NET, again)[0].weight.norm(dim=1), NET[0].weight.norm(dim=1))
+
+    @pytest.mark.parametrize(
+        "arguments", [{"rule": "wanda", "sparsity": 0.5}, {"pattern": "1:2"}, {"bytes": 10**6, "storage": "2:4"}]
+    )
+    def test_refuses_other_counts_where_entries_were_chosen_otherwise(self, arguments):
+        net, inputs = mlp(4, 8, 2), gaussian(50, 4)
+        first = plan(net, inputs, refit="least_squares", **arguments)
+        table = first.to_frame()
+        table.loc[0, "retained"] -= 1
+        with pytest.raises(ValueError, match=r"layer '0\.weight' were chosen one by one"):
+            first.with_retained(table)
+
     @pytest.mark.parametrize("data", [None, gaussian(50, 4)], ids=["rescaled", "refitted"])
-    def test_refuses_plans_whose_values_would_no_longer_fit(self, data):
+    def test_without_an_edit_changes_nothing(self, data):
         first = plan(NET, data, sparsity=0.5)
-        with pytest.raises(ValueError, match="Make a new plan with refit='none'"):
-            first.with_retained(first.to_frame())
+        assert first.with_retained(first.to_frame()).to_json() == first.to_json()
 
     def test_says_which_numbers_were_edited_and_refuses_text(self):
         made = masks()

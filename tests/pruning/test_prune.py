@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import io
+import pickle
 import re
 
 import numpy as np
@@ -14,9 +15,11 @@ from torch import nn
 from torch.nn.utils import prune as torch_prune
 from torch.utils.data import DataLoader, TensorDataset
 
-from ellq.pruning import apply, plan, prune
+from ellq.pruning import apply, plan, prune, storage_bytes
+from ellq.pruning.allocate import retained_of
 from ellq.pruning.budget import BudgetError
 from ellq.pruning.masks import maskable_weights
+from ellq.pruning.plan_masks import _reachable
 from pruned_nets import assert_unchanged, gaussian, mlp, same_bits, snapshot, try_plan
 
 METHODS = [("lq", "ellq"), ("lq", "yang2022"), ("id", "ellq"), ("id", "chee2021")]
@@ -218,9 +221,9 @@ class TestArguments:
         with pytest.raises(ValueError, match="is a budget of method='lq'"):
             plan(mlp(4, 5, 2), gaussian(9, 4), method="id", **arguments)
 
-    @pytest.mark.parametrize("arguments", [{"least": 1}, {"include": "0"}, {"exclude": "0"}, {"q": 0.5}], ids=str)
-    def test_arguments_of_masks_are_refused_for_hidden_units(self, arguments):
-        with pytest.raises(TypeError, match="of method='lq' only"):
+    @pytest.mark.parametrize("arguments", [{"q": 0.5}, {"variant": "capped"}], ids=str)
+    def test_settings_of_masks_are_refused_for_units(self, arguments):
+        with pytest.raises(TypeError, match="is no setting of rule='ellq' for channels"):
             plan(mlp(4, 5, 2), gaussian(9, 4), method="id", sparsity=0.5, **arguments)
 
     def test_the_model_must_be_one(self):
@@ -330,17 +333,17 @@ class TestMasks:
 class TestTheDefault:
     """What ``rule="ellq"`` does to what stays when nothing is said about it."""
 
-    def test_refits_on_inputs_where_there_are_some_and_rescales_otherwise(self):
+    def test_refits_on_inputs_made_up_where_there_are_none(self):
         net, inputs = mlp(6, 20, 3), gaussian(200, 6)
         found = {
-            "rescale": plan(net, sparsity=0.6),
+            "synthetic": plan(net, sparsity=0.6),
             "obs": plan(net, inputs, sparsity=0.6),
             "least_squares": plan(net, inputs, pattern="2:4"),
         }
         for refit, decided in found.items():
             assert decided.settings["refit"] == refit
             assert set(decided.values) >= {"0.weight", "2.weight"}
-            assert (decided.measured is not None) == (refit != "rescale")
+            assert (decided.measured is not None) == (refit != "synthetic")
         assert plan(net, inputs, tol=0.4).settings["refit"] == "least_squares"
 
     @pytest.mark.parametrize(
@@ -392,6 +395,58 @@ class TestBudgets:
             plan(net, nonzeros=int(refused.value.nearest), least=least).table["retained"].sum() == refused.value.nearest
         )
 
+    @pytest.mark.parametrize(
+        ("rule", "settings"),
+        [
+            ("ellq", {}),
+            ("least_bound", {}),
+            ("yang2022", {}),
+            ("yang2022", {"scope": "layer"}),
+            ("yang2022", {"variant": "capped"}),
+            ("diao2023", {"scope": "unit"}),
+            ("diao2023", {"scope": "global"}),
+        ],
+    )
+    @pytest.mark.parametrize("budget", ["sparsity", "by layer", "nonzeros", "bytes"])
+    def test_the_nearest_value_is_of_the_argument_given_and_can_be_met(self, rule, settings, budget):
+        torch.manual_seed(0)
+        net, inputs = mlp(4, 7, 3), gaussian(20, 4)
+        with torch.no_grad():
+            net[0].weight.sign_()  # all equal: diao2023 comes to a stop
+        few = {"sparsity": 0.99, "by layer": {"*": 0.99}, "nonzeros": 0, "bytes": 44}[budget]
+        name = "sparsity" if budget == "by layer" else budget
+        with pytest.raises(BudgetError) as refused:
+            plan(net, inputs, rule=rule, refit="none", **{name: few}, **settings)
+        nearest = refused.value.nearest
+        advice = rf"(Choose {name} [<>]= {nearest}|Nothing can be removed)( there)?\.$"
+        assert re.search(f" (leaves|comes to a stop|is below).*{advice}", str(refused.value))
+        assert re.search(r"of '\d\.weight'|layer '\d\.weight'|the model|the format", str(refused.value))
+        assert type(nearest) is (float if name == "sparsity" else int)
+        if budget == "by layer":
+            met = plan(net, inputs, rule=rule, refit="none", sparsity={"0.weight": nearest}, **settings)
+            more = {"sparsity": {"0.weight": nearest + 1 / 28}}
+        else:
+            met = plan(net, inputs, rule=rule, refit="none", **{name: nearest}, **settings)
+            more = {name: nearest + 1 / 49 if name == "sparsity" else nearest - 1}
+        if name == "bytes":
+            assert storage_bytes(net, plan=met) == nearest
+        else:
+            total = int(met.table["size"].sum())
+            assert int(met.table["retained"].sum()) == (nearest if name == "nonzeros" else retained_of(total, nearest))
+        with pytest.raises(BudgetError):
+            plan(net, inputs, rule=rule, refit="none", **more, **settings)
+
+    @pytest.mark.parametrize("total", [7, 10**6, 25_557_032, 10**9])
+    @pytest.mark.parametrize("held", [0, 1, 999])
+    def test_the_nearest_sparsity_leaves_exactly_what_is_held(self, total, held):
+        assert retained_of(total, _reachable(min(held, total), total)) == min(held, total)
+
+    def test_a_refused_budget_survives_pickling(self):
+        with pytest.raises(BudgetError) as refused:
+            plan(mlp(4, 7, 3), nonzeros=3)
+        again = pickle.loads(pickle.dumps(refused.value))
+        assert (str(again), again.nearest) == (str(refused.value), 10)
+
     def test_by_layer_leaves_out_what_no_glob_matches(self):
         net = mlp(8, 10, 6, 4)
         decided = plan(net, sparsity={"2": 0.9, "*": 0.5})
@@ -405,7 +460,7 @@ class TestBudgets:
     def test_by_layer_names_the_layer_whose_minimum_stands_in_the_way(self):
         net = mlp(8, 10, 6, 4)
         with pytest.raises(
-            BudgetError, match=r"layer '2\.weight' leaves 6 weights .* unit 3 of '2\.weight'. Choose at most 0.8 "
+            BudgetError, match=r"layer '2\.weight' leaves 6 weights .* unit 3 of '2\.weight'. Choose sparsity <= 0.8 "
         ):
             plan(net, sparsity={"2": 0.9}, least=2)
         with pytest.raises(ValueError, match=r"sparsity of '2' is 1, outside \[0, 1\)"):

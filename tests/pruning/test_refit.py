@@ -374,7 +374,7 @@ def test_layers_that_cannot_be_refitted_are_masked_only(way):
     torch.manual_seed(0)
     net, x = Mixed().eval(), gaussian(30, 2, 9)
     decided = ellq.plan(net, x, sparsity=0.5, refit=way)
-    assert list(decided.measured["layer"]) == ["conv.weight", "last.weight"]
+    assert list(decided.measured["layer"]) == ["conv.weight", "volume.weight", "last.weight"]
     pruned = ellq.finalize(ellq.apply(net, decided))
     for name, rows in decided.table.groupby("layer", sort=False):
         weight = pruned.get_parameter(str(name))

@@ -369,3 +369,38 @@ def test_inputs_that_do_not_fit_are_named(model, given, message):
     with pytest.raises(ValueError, match=message):
         list(walk(model, model, given, layers_in(model)))
     assert_unchanged(model, before)
+
+
+def test_what_does_not_fit_in_memory_is_mapped_from_files(monkeypatch):
+    model = Plain().eval()
+    inputs = batches(4)
+    changed = damaged(model)
+    expected = list(walk(model, changed, inputs, layers_in(model)))
+    monkeypatch.setattr("ellq.pruning.walk.HELD", 1)
+    mapped = list(walk(model, changed, inputs, layers_in(model)))
+    assert [arrival.name for arrival in mapped] == [arrival.name for arrival in expected]
+    for one, other in zip(expected, mapped, strict=True):
+        assert all(map(torch.equal, one.inputs, other.inputs))
+        assert all(map(torch.equal, one.targets, other.targets))
+
+
+class Feedforward(nn.Module):
+    """A residual block without norms."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.start, self.up, self.down = nn.Linear(6, 6), nn.Linear(6, 9), nn.Linear(9, 6)
+
+    def forward(self, x):
+        x = self.start(x)
+        return x + self.down(torch.relu(self.up(x)))
+
+
+def test_a_layer_that_ends_in_a_sum_itself_makes_up_for_the_other_side():
+    model = Feedforward().eval()
+    changed, x = damaged(model), gaussian(7, 6)
+    target = {arrival.name: arrival.targets[0] for arrival in walk(model, changed, [x], layers_in(model))}["down"]
+    with torch.no_grad():
+        drift = model.start(x) - changed.start(x)
+        torch.testing.assert_close(target, model.down(torch.relu(model.up(model.start(x)))) + drift)
+        torch.testing.assert_close(target + changed.start(x), model(x))

@@ -1,0 +1,162 @@
+"""Fewer channels in every layer of a deep network: which stay, how many, and what the layers that read them become."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from ellq.pruning.channel_checkpoint import ChannelCheckpoint
+from ellq.pruning.channel_curves import measured_curves
+from ellq.pruning.channel_features import accumulate, fold_, magnitudes, select, zero_
+from ellq.pruning.channel_refit import refit_in_order
+from ellq.pruning.coupling import ChannelGroup
+from ellq.pruning.widths import CostModel, choose_widths
+from ellq.theory import RULES as FEATURE_RULES
+from ellq.theory.arguments import Indices
+
+SELECTIONS = ("elimination", *FEATURE_RULES, "magnitude")
+CHANNEL_REFITS = ("sequential", "fold", "none")
+_PROBE = 256  # calibration inputs on which outputs are looked at
+
+
+@dataclass(frozen=True)
+class Narrowed:
+    """A network of full size in which readers have weights of 0 for the units that go.
+
+    Attributes:
+        model: the network.
+        kept: which units each group that is cut keeps, by name, rising.
+        reasons: why that many, by name.
+    """
+
+    model: nn.Module
+    kept: Mapping[str, Indices]
+    reasons: Mapping[str, str] = field(default_factory=dict)
+
+
+def narrow_to(
+    dense: nn.Module,
+    groups: Sequence[ChannelGroup],
+    batches: Sequence[Tensor],
+    widths: Mapping[str, int],
+    *,
+    selection: str = "elimination",
+    refit: str = "sequential",
+    preferred: Mapping[str, Indices] | None = None,
+    seed: int = 0,
+    checkpoint: ChannelCheckpoint | None = None,
+    stage: str = "refit",
+) -> Narrowed:
+    """Choose units for given widths and refit what reads them.
+
+    Args:
+        dense: the network, in eval mode; not changed.
+        groups: what may be cut.
+        batches: calibration inputs.
+        widths: how many units each group keeps, by name.
+        selection: ``"elimination"`` (by what the readers lose, on what the layers before leave), a rule of
+            ``ellq.theory.RULES`` on the dense network's features where they are read, or ``"magnitude"``.
+        refit: ``"sequential"`` (every layer, in order, to the dense network's outputs), ``"fold"`` (the interpolation
+            of features folded into the readers), or ``"none"``.
+        preferred: for ``"elimination"``, the units of groups that several layers read.
+        seed: of the positions that are looked at.
+        checkpoint: keeps the layers that are done.
+        stage: under which name.
+    """
+    saved: dict[str, Any] = {"seed": seed, "checkpoint": checkpoint, "stage": stage}
+    groups = [group for group in groups if widths[group.name] < group.units]
+    if selection == "elimination" and refit == "sequential":
+        return Narrowed(*refit_in_order(dense, groups, widths, preferred or {}, batches, **saved))
+    changing = copy.deepcopy(dense)
+    kept: dict[str, Indices] = {}
+    if selection in FEATURE_RULES:
+        triangles = accumulate(dense, groups, batches)
+    for group in groups:
+        k = widths[group.name]
+        if selection == "magnitude":
+            kept[group.name] = np.sort(np.argsort(-magnitudes(dense, group), kind="stable")[:k])
+        elif selection == "elimination":
+            kept[group.name] = (preferred or {})[group.name]
+        else:
+            chosen = select(dense, group, triangles[group.name], FEATURE_RULES[selection], k)
+            kept[group.name] = np.sort(chosen.indices)
+            if refit == "fold":
+                fold_(changing, group, triangles[group.name], chosen)
+        if refit == "none":
+            zero_(changing, group, kept[group.name])
+    if refit == "sequential":
+        return Narrowed(*refit_in_order(dense, groups, widths, kept, batches, chooses=False, **saved))
+    return Narrowed(changing, kept)
+
+
+def narrow_within(
+    dense: nn.Module,
+    groups: Sequence[ChannelGroup],
+    batches: Sequence[Tensor],
+    cost: CostModel,
+    budget: float,
+    *,
+    round_to: int = 1,
+    least: int = 1,
+    rounds: int = 1,
+    seed: int = 0,
+    checkpoint: ChannelCheckpoint | None = None,
+) -> Narrowed:
+    """Choose the widths too: those that lose least of the outputs within a budget.
+
+    What narrower layers lose is measured (see ``measured_curves``) and traded by error per cost (``choose_widths``);
+    with several rounds the budget is approached in equal ratios, and what is lost is measured anew on the network so
+    far.
+    """
+    probe = output_probe(batches)
+    changing = dense
+    every = {group.name: np.arange(group.units) for group in groups}
+    kept: Mapping[str, Indices] = every
+    for number in range(1, rounds + 1):
+        saved: dict[str, Any] = {"seed": seed, "checkpoint": checkpoint}
+        stage = f"curves {number}"
+        curves = measured_curves(dense, changing, groups, kept, batches, probe, stage=stage, **saved)
+        errors = {g.name: np.pad(curves[g.name].errors, (0, g.units - len(kept[g.name]))) for g in groups}
+        widths = choose_widths(errors, cost, budget=budget ** (number / rounds), round_to=round_to, least=least)
+        preferred = {name: curve.retained(min(widths[name], len(kept[name]))) for name, curve in curves.items()}
+        found = narrow_to(dense, groups, batches, widths, preferred=preferred, stage=f"refit {number}", **saved)
+        changing, kept = found.model, every | dict(found.kept)
+    reasons = dict.fromkeys(found.kept, f"least loss of outputs per {cost.quantity}")
+    return replace(found, reasons=reasons)
+
+
+def uniform_widths(
+    groups: Sequence[ChannelGroup], cost: CostModel, budget: float, *, least: int = 1, round_to: int = 1
+) -> dict[str, int]:
+    """Return the largest widths that are the same fraction of every group, rounded down, within a budget."""
+
+    def at(fraction: float) -> dict[str, int]:
+        return {g.name: rounded_width(fraction * g.units, g.units, round_to, least) for g in groups}
+
+    low, high = 0.0, 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if cost.cost(at(middle)) <= budget * cost.dense else (low, middle)
+    return at(low)
+
+
+def rounded_width(width: float, units: int, round_to: int, least: int) -> int:
+    """Return a width rounded down to a multiple, at least ``least`` and at most all units."""
+    return min(units, max(math.floor(width / round_to + 1e-9) * round_to, math.ceil(least / round_to) * round_to))
+
+
+def output_probe(batches: Sequence[Tensor]) -> list[Tensor]:
+    """Return the first calibration inputs, on which outputs are looked at."""
+    found: list[Tensor] = []
+    count = _PROBE
+    for batch in batches:
+        if count > 0:
+            found.append(batch[:count])
+            count -= len(batch)
+    return found

@@ -442,11 +442,11 @@ def prune_checkpoint(
     _save(final, out, decided, page if method == "id" else None, inputs, export)
     if plot:
         _draw(plot, decided.plot())
-    if report:
-        page.to_html(report)
     _print(decided)
     if page is not None:
         print(page.verdict)
+        if report:
+            page.to_html(report)
     print(f"Written: {out}")
 
 

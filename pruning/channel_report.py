@@ -66,21 +66,20 @@ class ChannelReport:
         if "dense" not in self.sizes.index:
             return f"{_share(1 - self.plan.sparsity)} of {self.groups['units'].sum():,} units stay."
         said = []
-        for name in ("flops", "parameters"):
-            before, after = (self.sizes.loc[which, name] for which in ("dense", "pruned"))
+        sizes = self.sizes.to_dict("index")
+        for name, shown in (("flops", "FLOPs"), ("parameters", "parameters")):
+            before, after = sizes["dense"][name], sizes["pruned"][name]
             if before > 0:
-                shown = "FLOPs" if name == "flops" else name
                 said.append(f"{_share(after / before)} of the {shown}")
-        for which in ("held-out", "calibration"):
-            if which not in self.outputs.index:
-                continue
-            row = self.outputs.loc[which]
+        measured = self.outputs.to_dict("index")
+        which = next((name for name in ("held-out", "calibration") if name in measured), None)
+        if which is not None:
+            row = measured[which]
             said.append(f"{which} outputs off by {_number(row['error'])} of their size")
             if not math.isnan(row["accuracy_dense"]):
                 said.append(f"accuracy {row['accuracy_dense']:.2%} before and {row['accuracy_pruned']:.2%} after")
             if not math.isnan(row["agreement"]):
-                said.append(f"the two agree on {row['agreement']:.2%} of {int(row['examples']):,} examples")
-            break
+                said.append(f"the two agree on {row['agreement']:.2%} of {row['examples']:,.0f} examples")
         return f"{'; '.join(said)}."
 
     def to_json(self, path: str | os.PathLike[str] | None = None) -> str:
@@ -201,7 +200,7 @@ class ChannelReport:
         rows = [*self.plan.left.items(), *zip(uncut["group"], uncut["reason"], strict=True)]
         if not rows:
             return Section("What stays dense", "Every layer whose outputs are read inside the network was narrowed.")
-        text = f"{len(rows):,} {'layer keeps' if len(rows) == 1 else 'layers keep'} all their outputs."
+        text = f"{len(rows):,} {'layer keeps all its' if len(rows) == 1 else 'layers keep all their'} outputs."
         table = pd.DataFrame(rows, columns=["layer", "why"])
         return Section("What stays dense", text, tables=[("Layers, and why their units stay", table)])
 
@@ -293,12 +292,12 @@ def report_channels(
         if len(sets) == 2:
             refuse_shared(*sets.values())
         example = next((inputs[:1] for found in sets.values() for inputs, _ in found), None)
-        sizes = {name: _sizes(network, example) for name, network in networks.items()}
         outputs = {}
         if "dense" in networks:
             for name, found in sets.items():
                 compared = answers(networks["dense"], networks["pruned"], [], found, alone=False)
                 outputs[name] = _measured(compared, found.count, labels if name == "held-out" else None)
+        sizes = {name: _sizes(network, example) for name, network in networks.items()}
     return ChannelReport(
         plan,
         _groups(plan),

@@ -27,9 +27,9 @@ _IN_PLACE: set[Any] = {
     operator.imod,
 }
 _IN_PLACE |= {operator.ipow, operator.setitem}
-HELD = 2**30
+HELD = 2**28
 """How many bytes of activations of each network are held in memory; the others are mapped from temporary files."""
-HELD = 2**30
+HELD = 2**28
 """How many bytes of activations of each network stay in memory; the others are mapped from temporary files."""
 _TRIED = 8  # inputs on which a trace is held against the model
 _SAME = 1e-3  # relative difference of outputs that comes from the order of sums alone

@@ -16,6 +16,7 @@ from torch import nn
 import ellq
 from ellq.analysis import datasets
 from ellq.cli import run
+from ellq.pruning.widths import flops_model
 
 SOURCE = (
     "from torch import nn\n"
@@ -180,6 +181,116 @@ def test_cuts_out_channels_that_load_puts_back_together(folder):
     torch.testing.assert_close(small(batch), ellq.prune(net, batch, sparsity=0.5)(batch), rtol=1e-4, atol=1e-5)
 
 
+CHANNELS = (
+    "import torch\n"
+    "from torch import nn\n"
+    "class Net(nn.Module):\n"
+    "    def __init__(self):\n"
+    "        super().__init__()\n"
+    "        self.first = nn.Conv2d(1, 8, 3, padding=1, bias=False)\n"
+    "        self.norm = nn.BatchNorm2d(8)\n"
+    "        self.second = nn.Conv2d(8, 8, 3, padding=1, stride=4)\n"
+    "        self.last = nn.Linear(32, 10)\n"
+    "    def forward(self, x):\n"
+    "        return self.last(self.second(self.norm(self.first(x)).relu()).relu().flatten(1))\n"
+    "class Moody(Net):\n"
+    "    def forward(self, x):\n"
+    "        return super().forward(x if x.sum() > -1e9 else -x)\n"
+)
+ARTEFACT = ["model.pt2", "model.safetensors", "plan.json", "report.html"]
+ID = ["--method", "id", "--data", "digits", "--samples", "300"]
+
+
+@pytest.fixture
+def channels(tmp_path, monkeypatch):
+    (tmp_path / "ourchannels.py").write_text(CHANNELS)
+    monkeypatch.chdir(tmp_path)
+    namespace: dict = {"__name__": "ourchannels"}
+    exec(CHANNELS, namespace)
+    torch.manual_seed(0)
+    net = namespace["Net"]().eval()
+    save_file(net.state_dict(), "net.safetensors")
+    np.save("inputs.npy", inputs(300).numpy())
+    return net
+
+
+def names(folder: str) -> list[str]:
+    return sorted(path.name for path in Path(folder).iterdir())
+
+
+def test_cuts_channels_to_a_budget_and_writes_all_that_is_needed(channels):
+    done = in_a_process("--model", "ourchannels:Net", *ID, "--flops", "0.5", "--round_to", "2")
+    assert done.returncode == 0, done.stderr
+    assert names("out") == ARTEFACT
+    small = ellq.load("out", type(channels))
+    widths = small.first.out_channels, small.second.out_channels
+    assert all(width % 2 == 0 for width in widths)
+    before, after = (ellq.analysis.cost(net, inputs(1)).flops for net in (channels, small))
+    assert after <= before / 2
+    expected = ellq.prune(channels, inputs(300), method="id", flops=0.5, round_to=2)
+    torch.testing.assert_close(small(inputs()), expected(inputs()), rtol=1e-3, atol=1e-4)
+    program = torch.export.load("out/model.pt2").module()
+    torch.testing.assert_close(program(inputs()), small(inputs()))
+    page = Path("out/report.html").read_text(encoding="utf-8")
+    verdict = next(line for line in done.stdout.splitlines() if "of the FLOPs" in line)
+    assert f"{after / before:.1%} of the FLOPs" in verdict
+    assert "held-out outputs off by" in verdict
+    assert verdict in page
+    assert '<td class="number">300</td>' in page
+
+
+def test_reads_the_same_from_yaml(channels):
+    text = "weights: net.safetensors\nmodel: ourchannels:Net\nmethod: id\nparameters: 0.6\ndata: inputs.npy\n"
+    settings = "selection: pivoted-qr\nrefit: fold\nsettings: {seed: 1}\nexport: none\nout: from_yaml\n"
+    Path("prune.yaml").write_text(text + settings, encoding="utf-8")
+    assert run(["prune", "--config", "prune.yaml"]) == 0
+    words = ["--model", "ourchannels:Net", "--method", "id", "--parameters", "0.6", "--data", "inputs.npy"]
+    words += ["--selection", "pivoted-qr", "--refit", "fold", "--settings", '{"seed": 1}', "--export", "none"]
+    assert prune(*words) == 0
+    assert names("out") == names("from_yaml") == ["model.safetensors", "plan.json", "report.html"]
+    first, second = (load_file(f"{folder}/model.safetensors") for folder in ("out", "from_yaml"))
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+    plan = ellq.Plan.from_json(Path("out/plan.json").read_text(encoding="utf-8"))
+    assert (plan.settings["selection"], plan.settings["refit"], plan.settings["seed"]) == ("pivoted-qr", "fold", 1)
+    assert "<td>held-out</td>" not in Path("out/report.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--memory", "0.9"],
+        ["--latency", "0.7"],
+        ["--flops", "0.6", "--rule", "chee2021"],
+        ["--flops", "0.6", "--rule", "chee2022"],
+    ],
+)
+def test_takes_every_cost_and_rule_of_channels(channels, words, monkeypatch):
+    # So small a net takes no time; by its full name, because a function of the package hides the module.
+    monkeypatch.setattr(sys.modules["ellq.pruning.plan_channels"], "latency_model", flops_model)
+    assert prune("--model", "ourchannels:Net", *ID, *words, "--export", "none") == 0
+    small = ellq.load("out", type(channels))
+    assert small.first.out_channels + small.second.out_channels < 16
+
+
+def test_leaves_out_the_program_of_what_cannot_be_exported(channels, capsys):
+    words = ["--model", "ourchannels:Moody", *ID, "--flops", "0.5"]
+    assert prune(*words) == 0
+    assert "model.pt2 is left out. The model cannot be exported" in capsys.readouterr().out
+    assert names("out") == ["model.safetensors", "plan.json", "report.html"]
+    assert prune(*words, "--export", "pt2", "--out", "asked") == 1
+    assert "cannot be exported by torch.export" in capsys.readouterr().err
+    assert not Path("asked").exists()
+
+
+def test_exports_masks_when_told_to(folder):
+    assert prune(*MODEL, *DIGITS) == 0
+    assert names("out") == ["model.safetensors", "plan.json"]
+    assert prune(*MODEL, *DIGITS, "--export", "pt2") == 0
+    assert names("out") == ["model.pt2", "model.safetensors", "plan.json"]
+    small = ellq.load("out", make)
+    torch.testing.assert_close(torch.export.load("out/model.pt2").module()(inputs()), small(inputs()))
+
+
 def test_draws_the_plan(folder, capsys):
     assert prune("--sparsity", "0.5", "--plot", "plan.svg") == 0
     assert Path("plan.svg").read_text(encoding="utf-8").count("<svg") == 1
@@ -196,6 +307,18 @@ def test_draws_the_plan(folder, capsys):
         (2, [*MODEL, "--refit", "obs"], "refit='obs' runs the model"),
         (2, [*MODEL, "--refit", "magic"], "refit"),
         (2, [*MODEL, "--compact", "true"], "compact runs the model"),
+        (2, [*MODEL, "--export", "pt2"], "export='pt2' runs the model"),
+        (2, ["--flops", "0.5"], "flops is for method id"),
+        (2, [*MODEL, "--round_to", "8"], "round_to is for method id"),
+        (2, ["--nonzeros", "5", "--method", "id"], "nonzeros is for method lq"),
+        (2, ["--flops", "1.5", "--method", "id"], "flops=1.5"),
+        (2, ["--flops", "0.5", "--latency", "0.5", "--method", "id"], "not both"),
+        (2, ["--flops", "0.5", "--method", "id"], "Give --model package.module:function and --data NAME"),
+        (2, ["--flops", "0.5", *ID, "--refit", "obs"], "refit='obs' is not for method 'id'"),
+        (2, [*MODEL, "--refit", "fold"], "refit='fold' is not for method 'lq'"),
+        (2, ["--flops", "0.5", *ID, "--selection", "magic"], "elimination, "),
+        (2, ["--flops", "0.5", *ID, "--rule", "lamp"], "rule='lamp' is not a rule of method 'id'"),
+        (1, ["--flops", "0.001", "--model", "ournets:make", *ID], "Choose flops >= "),
         (2, ["--sparsity", "0.5", *DIGITS], "data='digits' is for running the model"),
         (2, [*MODEL, "--data", "x.npy", "--mean", "[0.5]"], "mean and std are for data sets"),
         (2, [*MODEL, "--data", "x.npy", "--report", "x.html"], "holds out the test part"),

@@ -41,7 +41,7 @@ class Net(nn.Module):
 def nets() -> tuple[nn.Module, nn.Module]:
     torch.manual_seed(0)
     net = Net().eval()
-    return net, prune(net, CALIBRATION, method="id", flops=0.5)
+    return net, prune(net, CALIBRATION, method="id", sparsity=0.5, round_to=1)
 
 
 def test_says_what_was_cut_and_why(nets):
@@ -58,6 +58,15 @@ def test_says_what_was_cut_and_why(nets):
     for layer, why in small.ellq_plan.left.items():
         assert f"<td>{layer}</td>" in page
         assert why.replace("'", "&#39;") in page
+
+
+def test_says_which_groups_were_left_whole_and_why():
+    net = Net().eval()
+    small = prune(net, CALIBRATION, method="id", sparsity=0.5, round_to=8)
+    found = report(net, small)
+    assert found.groups.set_index("group").loc["inner", "retained"] == 8
+    page = found.to_html()
+    assert page[page.index("What stays dense") :].count("<td>inner</td>") == 1
 
 
 def test_sizes_are_those_of_the_networks(nets):

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import ellq
+from ellq.pruning import layer_problem
 from ellq.pruning import refit as refit_file
 from ellq.pruning.refit import REFITS, refit_masks
 from pruned_nets import assert_unchanged, gaussian, mlp, same_bits, snapshot
@@ -133,13 +134,12 @@ def twins() -> tuple[nn.Sequential, torch.Tensor]:
 
 
 @pytest.mark.parametrize("way", ["least_squares", "obs"])
-def test_what_can_be_made_up_for_is(way, monkeypatch):
-    monkeypatch.setattr(refit_file, "RIDGE", 1e-4)
+def test_what_can_be_made_up_for_is(way):
     net, x = twins()
     decided = ellq.plan(net, x, rule="wanda", sparsity=0.5, include="0")  # four of each unit
     if way == "least_squares":
         decided.kept["0.weight"][:] = np.arange(8) < 4  # one of each pair
-    decided = refit_masks(net, decided, [x], refit=way)
+    decided = refit_masks(net, decided, [x], refit=way, ridge=1e-4)
     (row,) = decided.measured.itertuples()
     assert row.error_before > 0.1
     assert row.error_after < 3e-4
@@ -214,7 +214,7 @@ class TestEveryWay:
         assert same_bits(ellq.apply(net, again), ellq.apply(net, decided))
 
     def test_the_same_seed_gives_the_same_bits(self, way, monkeypatch):
-        monkeypatch.setattr(refit_file, "_SAMPLES", 2)  # so that positions are drawn
+        monkeypatch.setattr(layer_problem, "_SAMPLES", 2)  # so that positions are drawn
         net = conv_net()
         first, second, other = (
             refit_masks(net, masks_only(net), [images()], refit=way, seed=seed).to_json() for seed in (3, 3, 4)

@@ -61,7 +61,7 @@ def save(
         report: what ``report.html`` shows, from ``ellq.report``; by default what plan and example tell.
 
     Raises:
-        TypeError: ``example`` with a state dict, which does not run.
+        TypeError: ``example`` that is no tensor, or with a state dict, which does not run.
         ModuleNotFoundError: ``onnx`` without its packages.
         ExportError: a ValueError: torch.export or ONNX cannot follow the model, or its program gives other outputs.
         ValueError: ``onnx`` without ``example``, or an empty one.
@@ -72,6 +72,8 @@ def save(
         raise ValueError("onnx=True runs the model. Pass example=, a batch of inputs.")
     if onnx:
         require_onnx()
+    if example is not None and not isinstance(example, Tensor):
+        raise TypeError(f"example must be a tensor, got {type(example).__name__}. Pass a batch of inputs.")
     if example is not None and not isinstance(model, nn.Module):
         raise TypeError("example= runs the model. Pass the nn.Module, not its state dict.")
     plan = plan_of(model) if plan is None else plan

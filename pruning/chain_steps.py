@@ -18,7 +18,7 @@ from ellq.theory import norm_error, outward
 WeightLayer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-_MAX_POOLS: dict[type[nn.Module], int] = {nn.MaxPool1d: 1, nn.MaxPool2d: 2, nn.MaxPool3d: 3}
+MAX_POOLS: dict[type[nn.Module], int] = {nn.MaxPool1d: 1, nn.MaxPool2d: 2, nn.MaxPool3d: 3}
 AVERAGES: tuple[type[nn.Module], ...] = (
     nn.AvgPool1d,
     nn.AvgPool2d,
@@ -37,7 +37,7 @@ _WITHOUT_ROUNDING: tuple[type[nn.Module], ...] = (
     nn.ReLU,
     nn.ReLU6,
     nn.Hardtanh,
-    *_MAX_POOLS,
+    *MAX_POOLS,
 )
 # Largest slope of each function, or of one position's output in the largest position's input for averages. GELU's and
 # SiLU's and Mish's are rounded up in the last digit.
@@ -131,7 +131,7 @@ def slope_of(module: nn.Module) -> float:
     kind = type(module)
     if isinstance(module, nn.MaxPool1d | nn.MaxPool2d | nn.MaxPool3d) and not module.return_indices:
         # The rms of a maximum over m positions can be √m times that of any one of them.
-        return math.sqrt(_window(module.kernel_size, _MAX_POOLS[kind]))
+        return math.sqrt(_window(module.kernel_size, MAX_POOLS[kind]))
     if isinstance(module, nn.AvgPool2d | nn.AvgPool3d) and module.divisor_override:
         return _window(module.kernel_size, 2 if isinstance(module, nn.AvgPool2d) else 3) / abs(module.divisor_override)
     if kind is nn.LeakyReLU:
@@ -183,7 +183,7 @@ def through(module: nn.Module, errors: Tensor) -> Tensor:
     if kind in AVERAGES or kind is nn.Flatten:
         passed: Tensor = module(errors[None])[0].abs()
         return passed
-    if kind in _MAX_POOLS:
+    if kind in MAX_POOLS:
         largest: Tensor = module(errors[None])[0]
         return slope_of(module) * largest
     if kind in BATCH_NORMS:

@@ -23,7 +23,6 @@ from ellq.pruning.refit import layers_of, weight_name
 from ellq.pruning.walk import Arrival, walk
 from ellq.theory import Array, BlockFit, BlockPath, eliminate_blocks, fit_columns
 from ellq.theory.arguments import Indices
-from ellq.theory.elimination import Progress
 
 
 @dataclass(frozen=True)
@@ -149,17 +148,18 @@ def readers_of(fit: LayerFit, readings: Sequence[Reading], kept: Mapping[str, In
     return found
 
 
-def order_of_removal(readers: Sequence[Reader], alive: Indices, *, bar: Progress = iter) -> BlockPath:
+def order_of_removal(readers: Sequence[Reader], alive: Indices, *, least: int = 1) -> BlockPath:
     """Return in which order a group's units go so that all its readers together lose least of their outputs.
 
-    The path is of positions in ``alive``; its errors are relative to the energy of the readers' outputs.
+    The path is of positions in ``alive``, down to ``least`` units; its errors are relative to the energy of the
+    readers' outputs.
     """
     blocks = []
     for reader in readers:
         block, energy = reader.block_fit(alive), reader.fit.energy
         weights = np.asarray(block.weights) / (np.sqrt(energy) if energy > 0 else 1.0)
         blocks.append(BlockFit(block.gram, weights, block.columns))
-    return eliminate_blocks(blocks, least=1, progress=bar)
+    return eliminate_blocks(blocks, least=least)
 
 
 def install_(dense: nn.Module, changing: nn.Module, fit: LayerFit, weights: Sequence[Array]) -> None:
@@ -228,7 +228,7 @@ def refit_in_order(
             name, units = reading.group.name, reading.group.units
             if chooses and reading.is_only and widths[name] < units:
                 reader = readers_of(fit, own, chosen)[number]
-                chosen[name] = order_of_removal([reader], np.arange(units)).retained(widths[name])
+                chosen[name] = order_of_removal([reader], np.arange(units), least=widths[name]).retained(widths[name])
         if own:
             reader = readers_of(fit, own, chosen)[0]
             weights = [reader.rows(chosen[reader.reading.group.name])]

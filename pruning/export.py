@@ -22,6 +22,7 @@ _NEEDED = ("onnx", "onnxruntime", "onnxscript")
 _CHECKED = 16  # examples on which a program is run
 _AGREES = {torch.float16: 1e-2, torch.bfloat16: 5e-2}  # of the largest output: other kernels round otherwise
 _ALWAYS = 1e-4
+_WITHOUT = "Save it without (no example=; --export none)."
 
 
 class ExportError(ValueError):
@@ -44,9 +45,7 @@ def export_program(model: nn.Module, example: Tensor) -> ExportedProgram:
         with _quiet():
             program = torch.export.export(traced, (pair,), dynamic_shapes=({0: torch.export.Dim("batch")},))
     except Exception as error:  # torch's, or the model's own
-        raise ExportError(
-            f"The model cannot be exported by torch.export: {_first_line(error)} Save it without example=."
-        ) from error
+        raise ExportError(f"The model cannot be exported by torch.export: {_reason(error)} {_WITHOUT}") from error
     program.example_inputs = None
     return program
 
@@ -61,12 +60,18 @@ def write_program(program: ExportedProgram, model: nn.Module, example: Tensor, p
         path: the file.
 
     Raises:
-        ExportError: the outputs differ.
+        ExportError: the program cannot be written or run, or the outputs differ.
+        OSError: the file cannot be written.
     """
-    with _quiet():
-        torch.export.save(program, path)
-        loaded = torch.export.load(path).module()
-    _require_same(model, example, lambda batch: tensors_in(loaded(batch)), path.name)
+    try:
+        with _quiet():
+            torch.export.save(program, path)
+            loaded = torch.export.load(path).module()
+        _require_same(model, example, lambda batch: tensors_in(loaded(batch)), path.name)
+    except (ExportError, OSError):
+        raise
+    except Exception as error:  # torch's own
+        raise ExportError(f"The exported program cannot be written and run: {_reason(error)} {_WITHOUT}") from error
 
 
 def write_onnx(program: ExportedProgram, model: nn.Module, example: Tensor, path: Path) -> None:
@@ -83,6 +88,7 @@ def write_onnx(program: ExportedProgram, model: nn.Module, example: Tensor, path
     Raises:
         ModuleNotFoundError: a package of the extra ``onnx`` is missing.
         ExportError: ONNX has no such operation, onnxruntime does not run it, or the outputs differ.
+        OSError: the file cannot be written.
     """
     require_onnx()
     from onnxruntime import InferenceSession
@@ -99,11 +105,11 @@ def write_onnx(program: ExportedProgram, model: nn.Module, example: Tensor, path
             return [torch.from_numpy(value) for value in session.run(None, {name: batch.numpy()})]
 
         _require_same(model, example, run, path.name)
-    except ExportError:
+    except (ExportError, OSError):
         raise
     except Exception as error:  # of any of the three packages
         raise ExportError(
-            f"The model cannot be written as ONNX and run: {_first_line(error)} Leave out onnx=True."
+            f"The model cannot be written as ONNX and run: {_reason(error)} Leave it out (no onnx=True; --export pt2)."
         ) from error
 
 
@@ -148,6 +154,6 @@ def _quiet() -> Iterator[None]:
         logging.disable(before)
 
 
-def _first_line(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     said = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
     return said if said.endswith(".") else f"{said}."

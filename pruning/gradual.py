@@ -373,7 +373,7 @@ def _decider(plan_with: Mapping[str, Any] | Decide | None, *, regrow: bool) -> D
                     f"plan_with holds a {type(value).__name__} as {name!r}, which the first step would use up. Pass a"
                     " list, a tensor or a DataLoader."
                 )
-        if options.get("refit") in (*CHOOSING, "auto") and not regrow:
+        if options.get("refit") in (*CHOOSING, "synthetic", "auto") and not regrow:
             raise ValueError(
                 f"plan_with holds refit={options['refit']!r}, which may bring removed entries back, but masks only"
                 " shrink. Use refit='least_squares', or pass regrow=True."

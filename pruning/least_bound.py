@@ -11,7 +11,7 @@ from torch import nn
 from ellq.analysis import as_batches
 from ellq.analysis.calibration import as_input
 from ellq.pruning.budget import refuse_too_small
-from ellq.pruning.chain_steps import LAYERS, as_double, chain_of, rms, through
+from ellq.pruning.chain_steps import LAYERS, MAX_POOLS, as_double, chain_of, rms, through
 from ellq.pruning.largest import Counts, magnitudes
 from ellq.pruning.layers import Allocation, Layers, same_reason
 from ellq.theory import Array, allocate_retained, order_below_one, power_sums, stechkin_constant
@@ -104,13 +104,19 @@ def unit_gains(model: nn.Module, inputs: torch.Tensor) -> tuple[dict[str, Array]
     Returns:
         By the weight's name: g, shape (units,), an error of unit i at all its positions adds at most g_i times itself
         to the sum of the outputs' errors; and B, the largest root mean square of an input over the examples.
+
+    Raises:
+        ValueError: no chain, a step whose Lipschitz constant is not known, a weight that two steps share, or a maximum
+            over entries whose errors differ.
     """
     x = as_input(inputs, model).detach().to("cpu", torch.float64)
     errors = torch.zeros_like(x[0])
     own: dict[str, torch.Tensor] = {}
     reach: dict[str, float] = {}
     seen: set[int] = set()
-    for name, module in chain_of(model):
+    steps = list(chain_of(model))
+    last_maximum = max((place for place, (_, module) in enumerate(steps) if type(module) in MAX_POOLS), default=-1)
+    for place, (name, module) in enumerate(steps):
         step = as_double(module)
         if isinstance(module, LAYERS) and isinstance(step, LAYERS):
             if id(module.weight) in seen:
@@ -121,13 +127,18 @@ def unit_gains(model: nn.Module, inputs: torch.Tensor) -> tuple[dict[str, Array]
             sizes = copy.deepcopy(step).requires_grad_(False)
             sizes.weight.abs_()
             sizes.bias = None
+            if place < last_maximum and isinstance(sizes, nn.modules.conv._ConvNd):
+                sizes.padding_mode = "replicate"  # at borders too what errors are inside
             passed = sizes(errors[None])[0]
             axis = 0 if step.weight.ndim > 2 else -1
             shape = [1] * passed.ndim
             shape[axis] = passed.shape[axis]
-            own[weight] = torch.zeros(shape, dtype=torch.float64, requires_grad=True)
+            some = torch.linspace(1, 2, passed.shape[axis], dtype=torch.float64)  # above 0, where maxima have no slope
+            own[weight] = some.reshape(shape).requires_grad_(True)
             errors = passed + own[weight]
         else:
+            if type(module) in MAX_POOLS:
+                _require_even(errors.detach().flatten(-MAX_POOLS[type(module)]), name)
             errors = through(step, errors)
         with torch.no_grad():
             x = step(x)
@@ -137,3 +148,9 @@ def unit_gains(model: nn.Module, inputs: torch.Tensor) -> tuple[dict[str, Array]
         for (name, leaf), grad in zip(own.items(), grads, strict=True)
     }
     return gains, reach
+
+
+def _require_even(errors: torch.Tensor, name: str) -> None:
+    """Refuse a maximum over positions, the last axis, whose errors differ: which is largest depends on whose they are."""
+    if (errors.amax(-1) > errors.amin(-1) * (1 + 1e-9)).any():
+        raise ValueError(f"Step {name!r} takes maxima over entries of different errors, which are not followed.")

@@ -124,7 +124,8 @@ class Plan:
 
         What was refitted fits the plan's own counts alone. Where a count is changed it is left out, of all layers, as
         the settings then say: the values, and by rules that retain the largest weights of each unit the choice of other
-        ones. ``ellq.pruning.rescale_masks`` and ``refit_masks`` refit the edited plan.
+        ones. ``ellq.pruning.rescale_masks``, ``refit_synthetic`` and ``refit_masks`` refit the edited
+        plan.
 
         Args:
             table: as from ``to_frame``, with other numbers under ``retained``.

@@ -253,8 +253,9 @@ def _narrowed(
     seed = chosen["seed"]
     preferred = None
     if chosen["selection"] == "elimination":
-        every = {g.name: np.arange(g.units) for g in cut}
-        curves = measured_curves(dense, dense, cut, every, batches, [], seed=seed)
+        shared = [g for g in cut if len(g.consumers) > 1]  # the others are chosen where they are read
+        every = {g.name: np.arange(g.units) for g in shared}
+        curves = measured_curves(dense, dense, shared, every, batches, [], seed=seed)
         preferred = {name: curve.retained(widths[name]) for name, curve in curves.items()}
     return narrow_to(
         dense,

@@ -92,6 +92,8 @@ def _moved(dense: nn.Module, changed: nn.Module, example: Tensor | None, seed: i
     for name, (mean, variance) in before.items():
         norm: Any = dense.get_submodule(name)
         own_mean, own_variance = norm.running_mean.double().cpu(), norm.running_var.double().cpu()
+        if not torch.isfinite(own_mean + own_variance).all():
+            continue
         other_mean, other_variance = after[name]
         is_known = (variance > 0) & torch.isfinite(mean + variance + other_mean + other_variance)
         safe = torch.where(is_known, variance, 1.0)

@@ -50,7 +50,7 @@ def refit_synthetic(
             takes more than 10¹² operations (units times the cube of their size), and with ``rescale_masks``, as the
             plan's settings then say, where the fits take more, matching batch norms more than 5·10¹², or there are more
             than 2·10⁷ weights. And with ``rescale_masks`` where no inputs can be made, or only such as differ from
-            what batch norms remember.
+            what batch norms remember, or such as make features overflow.
         seed: of the inputs.
 
     Returns:
@@ -58,7 +58,7 @@ def refit_synthetic(
 
     Raises:
         ValueError: the plan is for another model, the model does not run on inputs of the example's shape, or, unless
-            ``falls_back``, no inputs can be made.
+            ``falls_back``, no inputs can be made or features overflow.
 
     Reference: ours; inputs that match norms as in Cai et al. 2020 (ZeroQ, arXiv 2001.00281) and Yin et al. 2020
     (DeepInversion, arXiv 1912.08795).
@@ -75,7 +75,12 @@ def refit_synthetic(
         )
     if falls_back and (plan.table["size"].astype(float) ** 3).sum() > _OPERATIONS:
         refit = "least_squares"
-    fitted = refit_masks(model, plan, [inputs], refit=refit, ridge=_RIDGE, seed=seed)
+    try:
+        fitted = refit_masks(model, plan, [inputs], refit=refit, ridge=_RIDGE, seed=seed)
+    except ValueError:  # features that overflow, say
+        if falls_back:
+            return rescale_masks(model, plan, example=example, seed=seed)
+        raise
     return replace(fitted, measured=None, settings=plan.settings | {"refit": "synthetic"})
 
 

@@ -15,7 +15,10 @@ import numpy.typing as npt
 import scipy.linalg
 
 from ellq.theory.arguments import Array, Indices, count, finite_array
+from ellq.theory.array_kinds import blas_threads
 from ellq.theory.elimination import Progress
+
+_RENEWED = 16  # removals after which squares are summed anew, for their updates cancel
 
 
 @dataclass(frozen=True)
@@ -111,13 +114,14 @@ def eliminate_blocks(fits: BlockFit | Sequence[BlockFit], *, least: int = 0, pro
     stays = count(least, "least", low=0, high=m)
     order, costs = np.empty(m, dtype=np.intp), np.zeros(m)
     is_left = np.ones(m, dtype=bool)
-    for step in progress(range(m - stays)):
-        losses = np.where(is_left, sum(state.losses() for state in states), np.inf)
-        j = int(np.argmin(losses))
-        order[step], costs[step] = j, max(float(losses[j]), 0.0)
-        is_left[j] = False
-        for state in states:
-            state.remove_(j)
+    with blas_threads(1):  # many small steps: threads cost more than they bring, and far more on a busy machine
+        for step in progress(range(m - stays)):
+            losses = np.where(is_left, sum(state.losses() for state in states), np.inf)
+            j = int(np.argmin(losses))
+            order[step], costs[step] = j, max(float(losses[j]), 0.0)
+            is_left[j] = False
+            for state in states:
+                state.remove_(j)
     order[m - stays :] = np.flatnonzero(is_left)
     return BlockPath(order, costs)
 
@@ -142,20 +146,21 @@ class _State:
             inverse = scipy.linalg.cho_solve(scipy.linalg.cho_factor(H / unit), np.eye(d))
         except scipy.linalg.LinAlgError as error:
             raise ValueError("gram is not positive definite: some columns depend on others. Add a ridge.") from error
-        self.inverse, self.W = (inverse + inverse.T) / 2, W / scale
+        self.inverse, self.W = (inverse + inverse.T) / 2, np.ascontiguousarray(W / scale)
         # Column by column, so that what is there so far lies together.
         self.factor = np.empty((d, used.size), order="F")
         self.done = 0
         self.diagonal = self.inverse[self.columns[:, :, None], self.columns[:, None, :]]  # (m, b, b)
         self.alive = np.ones(len(self.columns), dtype=bool)
+        self.squares = np.einsum("dc,dc->d", self.W, self.W)  # of rows, for blocks of one column
 
     def losses(self) -> Array:
         alive = np.flatnonzero(self.alive)
-        parts = self.W[self.columns[alive]]  # (left, b, c)
         found = np.zeros(len(self.columns))
-        if parts.shape[1] == 1:
-            found[alive] = np.einsum("jbc,jbc->j", parts, parts) / self.diagonal[alive, 0, 0]
+        if self.columns.shape[1] == 1:
+            found[alive] = np.maximum(self.squares[self.columns[alive, 0]], 0.0) / self.diagonal[alive, 0, 0]
         else:
+            parts = self.W[self.columns[alive]]  # (left, b, c)
             found[alive] = np.einsum("jbc,jbc->j", parts, np.linalg.solve(self.diagonal[alive], parts))
         return found * self.unit
 
@@ -164,7 +169,14 @@ class _State:
         past = self.factor[:, : self.done]
         column = self.inverse[:, own] - past @ past[own].T  # (d, b) of the inverse that is left
         block = (column[own] + column[own].T) / 2
-        self.W -= column @ np.linalg.solve(block, self.W[own])
+        change = np.linalg.solve(block, self.W[own])
+        if b == 1:  # ‖w − a·v‖² = ‖w‖² − 2a⟨w, v⟩ + a²‖v‖²
+            a, v = column[:, 0], change[0]
+            self.squares += a * (a * (v @ v) - 2 * (self.W @ v))
+        # In place, one pass: W is Fortran-ordered as seen through its transpose.
+        scipy.linalg.blas.dgemm(-1.0, change.T, column.T, beta=1.0, c=self.W.T, overwrite_c=True)
+        if self.done % _RENEWED == 0:
+            self.squares = np.einsum("dc,dc->d", self.W, self.W)
         root = np.linalg.cholesky(block)
         new = scipy.linalg.solve_triangular(root, column.T, lower=True).T
         self.factor[:, self.done : self.done + b] = new

@@ -1,6 +1,7 @@
 """Models and data, read only: measures of weights, data sets, built-in nets, accuracy and cost."""
 
 from ellq.analysis import datasets as datasets
+from ellq.analysis.activation_memory import peak_activation_bytes as peak_activation_bytes
 from ellq.analysis.calibration import Calibration as Calibration
 from ellq.analysis.calibration import as_batches as as_batches
 from ellq.analysis.calibration import as_input as as_input
@@ -23,6 +24,8 @@ from ellq.analysis.feature_range import feature_norm_bound as feature_norm_bound
 from ellq.analysis.files import new_folder as new_folder
 from ellq.analysis.files import write_bytes as write_bytes
 from ellq.analysis.files import write_text as write_text
+from ellq.analysis.flops import layer_flops as layer_flops
+from ellq.analysis.flops import total_flops as total_flops
 from ellq.analysis.grids import order_grid as order_grid
 from ellq.analysis.grids import tolerance_grid as tolerance_grid
 from ellq.analysis.histogram import HistogramProfile as HistogramProfile
@@ -34,6 +37,7 @@ from ellq.analysis.nets import cifar_resnet as cifar_resnet
 from ellq.analysis.nets import mlp as mlp
 from ellq.analysis.nets import pretrained as pretrained
 from ellq.analysis.nets import small_conv as small_conv
+from ellq.analysis.nets import vgg16_cifar10 as vgg16_cifar10
 from ellq.analysis.profile import Profile as Profile
 from ellq.analysis.profile import measure as measure
 from ellq.analysis.progress import track as track

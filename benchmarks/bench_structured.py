@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import ctypes
 import statistics
 import time
 from collections.abc import Sequence
@@ -136,7 +137,7 @@ def measured(case: Case, contender: str, fraction: float, epochs: int) -> dict[s
         "dense": _share(case.answers, case.truth),
         "images": len(case.test),
         "seconds": round(seconds, 2),
-        "peak_mb": round(peak / 1e6, 1),
+        "peak_mb": round(max(peak, 0) / 1e6, 1),
     }
 
 
@@ -280,7 +281,9 @@ def _share(given: Tensor, wanted: Tensor) -> float:
 
 
 def _resident_and_reset() -> int:
-    """Return the bytes resident now, having set the most that ever were to it."""
+    """Return the bytes resident now, free ones given back, having set the most that ever were to it."""
+    if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     return peak_bytes()
 

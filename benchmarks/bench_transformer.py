@@ -160,10 +160,11 @@ def by_inputs(net: Encoder, batches: list[Tensor], sparsity: float) -> nn.Module
     """Keep the units with the largest norm of what reads them times the norm of their values, as Wanda scores."""
     readers = [net.encoder["layer"][layer].output["dense"] for layer in range(LAYERS)]  # type: ignore[index]
     squares = [torch.zeros(HIDDEN, dtype=torch.float64) for _ in readers]
-    hooks = [
-        reader.register_forward_pre_hook(lambda _, given, own=own: own.add_(given[0].double().square().sum((0, 1))))
-        for reader, own in zip(readers, squares, strict=True)
-    ]
+
+    def add(own: Tensor, _: nn.Module, given: tuple[Tensor]) -> None:
+        own += given[0].double().square().sum((0, 1))
+
+    hooks = [r.register_forward_pre_hook(partial(add, own)) for r, own in zip(readers, squares, strict=True)]
     embeddings(net, batches)
     for hook in hooks:
         hook.remove()

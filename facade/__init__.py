@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ellq.pruning import load as load
     from ellq.pruning import plan as plan
     from ellq.pruning import prune as prune
+    from ellq.pruning import report as report
     from ellq.pruning import save as save
 
 __version__ = "0.1.0"
@@ -41,6 +42,7 @@ _HOME = {
     "prune": "ellq.pruning",
     "save": "ellq.pruning",
     "load": "ellq.pruning",
+    "report": "ellq.pruning",
 }
 _PARTS = ("theory", "analysis", "pruning", "paper_figures")
 
@@ -56,6 +58,7 @@ __all__ = [  # noqa: RUF022 -- in the order a user meets them
     "gradual",
     "save",
     "load",
+    "report",
     "read_checkpoint",
     "Profile",
     "Plan",

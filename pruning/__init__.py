@@ -7,12 +7,15 @@ from ellq.pruning.artefact import save as save
 from ellq.pruning.artefact import write_into as write_into
 from ellq.pruning.budget import BudgetError as BudgetError
 from ellq.pruning.chain_bounds import chain_bounds as chain_bounds
+from ellq.pruning.channel_report import ChannelReport as ChannelReport
+from ellq.pruning.channel_report import report as report
 from ellq.pruning.compact import compact as compact
 from ellq.pruning.compact import removable_units as removable_units
 from ellq.pruning.coupling import ChannelGroup as ChannelGroup
 from ellq.pruning.coupling import Coupling as Coupling
 from ellq.pruning.coupling import Member as Member
 from ellq.pruning.coupling import channel_groups as channel_groups
+from ellq.pruning.export import ExportError as ExportError
 from ellq.pruning.gradual import Gradual as Gradual
 from ellq.pruning.gradual import GradualError as GradualError
 from ellq.pruning.gradual import cubic as cubic
@@ -44,3 +47,11 @@ from ellq.pruning.synthetic import synthetic_inputs as synthetic_inputs
 from ellq.pruning.training import ClassifierTrainer as ClassifierTrainer
 from ellq.pruning.training import train_classifier as train_classifier
 from ellq.pruning.verify_nets import verify_id as verify_id
+from ellq.pruning.widths import CostModel as CostModel
+from ellq.pruning.widths import LatencyTable as LatencyTable
+from ellq.pruning.widths import choose_widths as choose_widths
+from ellq.pruning.widths import flops_model as flops_model
+from ellq.pruning.widths import latency_model as latency_model
+from ellq.pruning.widths import measure_latencies as measure_latencies
+from ellq.pruning.widths import memory_model as memory_model
+from ellq.pruning.widths import parameters_model as parameters_model

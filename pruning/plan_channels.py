@@ -53,6 +53,7 @@ _SETTINGS: dict[str, dict[str, Any]] = {
     "chee2021": {"recalibrate": False},
     "chee2022": {"alpha": 0.9, "recalibrate": False},
 }
+_REASONS = {"chee2022": "least pivot per FLOPs, step by step"}
 _BISECTIONS = 6  # of a tolerance of the outputs: the FLOPs are found to 1/64 of the dense
 _AGREES = 1e-4  # of the largest output: rounding of float32 through a deep network
 
@@ -368,13 +369,14 @@ def _as_plan(
         if value.is_floating_point() and not torch.equal(value, before[name])
     }
     retained = {one.group.name: len(one.kept) for one in cuts}
+    why = _REASONS.get(rule) or ("fewest within the tolerance" if "tol" in settings else "the same fraction everywhere")
     names = [group.name for group in cut]
     table = plan_table(
         names,
         [None] * len(names),
         [group.units for group in cut],
         [retained.get(group.name, group.units) for group in cut],
-        [narrowed.reasons.get(name, "all units are worth their cost") for name in names],
+        [narrowed.reasons.get(name, why) if name in retained else "all units are worth their cost" for name in names],
     )
     shown = {name: value for name, value in settings.items() if value is not None}
     return Plan("id", rule, shown, table, cuts=cuts, values=values, left=dict(left))

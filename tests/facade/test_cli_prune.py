@@ -16,6 +16,7 @@ from torch import nn
 import ellq
 from ellq.analysis import datasets
 from ellq.cli import run
+from ellq.commands import _reported
 from ellq.pruning.widths import flops_model
 
 SOURCE = (
@@ -280,6 +281,16 @@ def test_leaves_out_the_program_of_what_cannot_be_exported(channels, capsys):
     assert prune(*words, "--export", "pt2", "--out", "asked") == 1
     assert "cannot be exported by torch.export" in capsys.readouterr().err
     assert not Path("asked").exists()
+
+
+def test_reports_on_calibration_inputs_where_others_are_not_held_out(channels, capsys):
+    small = ellq.prune(channels, inputs(300), method="id", sparsity=0.5, round_to=1)
+    known, labels = inputs(300), np.arange(300) % 10
+    found = _reported(channels, small, small.ellq_plan, known, (known[:9], labels[:9]), falls_back=True)
+    assert list(found.outputs.index) == ["calibration"]
+    assert "share 9 examples" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="share 9 examples"):
+        _reported(channels, small, small.ellq_plan, known, (known[:9], labels[:9]), falls_back=False)
 
 
 def test_exports_masks_when_told_to(folder):

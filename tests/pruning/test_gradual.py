@@ -592,7 +592,7 @@ class TestArguments:
             gradual(mlp(4, 9, 3), nothing, **OPTIONS, plan_with=decide)
 
 
-@pytest.mark.parametrize("refit", ["obs", "auto", "reweight", "sparsegpt"])
+@pytest.mark.parametrize("refit", ["obs", "auto", "reweight", "sparsegpt", "synthetic"])
 def test_refits_that_bring_entries_back_need_regrow(refit):
     options = {"calibration": gaussian(16, 4), "refit": refit}
     with pytest.raises(ValueError, match="masks only shrink"):

@@ -13,6 +13,7 @@ from torch import nn
 
 import ellq
 from ellq.pruning import apply, chain_bounds
+from ellq.pruning.chain_steps import as_double, through
 from ellq.pruning.least_bound import unit_gains
 from ellq.theory import lq_quasinorm, stechkin_constant
 from pruned_nets import gaussian, mlp
@@ -76,6 +77,53 @@ def test_gains_are_the_paths_to_the_outputs():
     np.testing.assert_allclose(gains["2.weight"], W3.sum(0))
     np.testing.assert_allclose(gains["0.weight"], W3.sum(0) @ W2 / 4)
     assert reach["0.weight"] == pytest.approx(float(gaussian(10, 4).double().square().mean(0).sqrt().max()))
+
+
+def error_of_outputs(net, inputs, place, unit):
+    """The sum of the outputs' errors where one unit errs by 1 at all its positions, step by step."""
+    x, errors = inputs.double(), None
+    with torch.no_grad():
+        for number, module in enumerate(net):
+            step = as_double(module)
+            x = step(x)
+            if not isinstance(module, nn.Linear | nn.modules.conv._ConvNd):
+                errors = None if errors is None else through(step, errors)
+                continue
+            step.weight.abs_()
+            step.bias = None
+            errors = torch.zeros_like(x[0]) if errors is None else step(errors[None])[0]
+            if number == place:
+                errors[unit] += 1
+    return float(errors.sum())
+
+
+@pytest.mark.parametrize(
+    ("layers", "shape"),
+    [
+        ([nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(16, 3)], (2, 4, 4)),
+        ([nn.Conv1d(2, 3, 3), nn.AvgPool1d(2, padding=1), nn.Flatten(), nn.Linear(12, 3)], (2, 8)),
+        ([nn.Conv2d(2, 4, 3, padding=1), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(16, 3)], (2, 4, 4)),
+        (
+            [
+                nn.Conv2d(1, 3, 3, padding=1),
+                nn.BatchNorm2d(3),
+                nn.MaxPool2d(2),
+                nn.Conv2d(3, 4, 3, padding="same"),
+                nn.MaxPool2d(3, 2, 1),
+                nn.Flatten(),
+                nn.Linear(16, 2),
+            ],
+            (1, 8, 8),
+        ),
+    ],
+)
+def test_gains_follow_pools_flattening_and_zero_padding(layers, shape):
+    net, inputs = nn.Sequential(*layers).eval(), gaussian(5, *shape)
+    gains, _ = unit_gains(net, inputs)
+    for name, found in gains.items():
+        place = int(name.split(".")[0])
+        assert found == pytest.approx([error_of_outputs(net, inputs, place, i) for i in range(len(found))])
+        assert found.min() > 0
 
 
 def test_zero_units_get_nothing_and_zeros_come_last():
@@ -188,6 +236,9 @@ def test_models_it_cannot_follow_are_refused():
         ellq.plan(net.state_dict(), gaussian(9, 4), rule="least_bound", sparsity=0.5)
     with pytest.raises(ValueError, match="Softmax"):
         ellq.plan(nn.Sequential(nn.Linear(4, 3), nn.Softmax(1)), gaussian(9, 4), rule="least_bound", sparsity=0.5)
+    maxout = nn.Sequential(nn.Linear(4, 6), nn.MaxPool1d(2), nn.Linear(3, 2))
+    with pytest.raises(ValueError, match=r"Step '1' takes maxima over entries of different errors.* any network\."):
+        ellq.plan(maxout, gaussian(9, 4), rule="least_bound", sparsity=0.5)
     for least in (None, 0):
         with pytest.raises(ellq.pruning.BudgetError, match=r"each of which keeps at least 1: .* unit 1 of '2\.weight'"):
             ellq.plan(net, gaussian(9, 4), rule="least_bound", nonzeros=4, least=least)

@@ -215,6 +215,15 @@ def test_a_model_whose_inputs_cannot_be_guessed_keeps_its_norms():
         rescale_masks(net, masks_only(net), example=torch.zeros(1, 2, 6, 7))
 
 
+def test_norms_of_statistics_that_are_not_finite_are_left_alone():
+    net = nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 4), nn.BatchNorm1d(4)).eval()
+    net[1].running_var[2] = torch.nan
+    decided = ellq.plan(net, sparsity=0.5)
+    assert decided.settings["refit"] == "rescale"
+    assert not any(name.startswith("1.") for name in decided.values)  # noqa: PD011 -- no pandas
+    assert ellq.finalize(ellq.apply(net, decided))[1].running_var[2].isnan()
+
+
 def test_words_are_their_own_noise():
     class Words(nn.Module):
         def __init__(self) -> None:

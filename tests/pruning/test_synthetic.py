@@ -212,6 +212,16 @@ class TestRefit:
         shown = ellq.plan(net, torch.zeros(1, 2, 5, 7), sparsity=0.5, refit="synthetic")
         assert shown.settings["refit"] == "synthetic"
 
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+    def test_of_features_that_overflow_rescales_by_default_and_says_so_when_asked_for(self, dtype):
+        net = mlp(9, 7, 3).to(dtype)
+        with torch.no_grad():
+            net[0].weight.mul_(1e4 if dtype == torch.float16 else 1e300)
+            net[2].weight.mul_(1e4 if dtype == torch.float16 else 1e300)
+        assert ellq.plan(net, sparsity=0.5).settings["refit"] == "rescale"
+        with pytest.raises(ValueError, match="overflow|infinite"):
+            ellq.plan(net, sparsity=0.5, refit="synthetic")
+
     def test_a_state_dict_is_refused(self):
         with pytest.raises(TypeError, match="refit='synthetic' runs the model"):
             ellq.plan(mlp(4, 3).state_dict(), sparsity=0.5, refit="synthetic")

@@ -144,7 +144,7 @@ def measured(case: Case, contender: str, fraction: float, epochs: int) -> dict[s
 def finetuned(net: nn.Module, case: Case) -> nn.Module:
     """Return the net after one epoch of SGD: the same images in the same order for all."""
     trained = copy.deepcopy(net).train()
-    order = torch.randperm(len(case.images), generator=torch.Generator().manual_seed(0)).split(128)
+    order = torch.split(torch.randperm(len(case.images), generator=torch.Generator().manual_seed(0)), 128)
     optimizer = torch.optim.SGD(trained.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, len(order))
     for batch in order:

@@ -91,12 +91,12 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (n, t, 384) to the same shape."""
+        projections: Any = self.attention["self"]
         by_head = [
-            self.attention["self"][name](x).unflatten(-1, (HEADS, -1)).transpose(1, 2)
-            for name in ("query", "key", "value")
+            projections[name](x).unflatten(-1, (HEADS, -1)).transpose(1, 2) for name in ("query", "key", "value")
         ]
         attended = scaled_dot_product_attention(*by_head).transpose(1, 2).flatten(2)
-        ending = self.attention["output"]
+        ending: Any = self.attention["output"]
         x = ending["LayerNorm"](ending["dense"](attended) + x)
         hidden = gelu(self.intermediate["dense"](x))
         return self.output["LayerNorm"](self.output["dense"](hidden) + x)  # type: ignore[no-any-return]
@@ -181,7 +181,7 @@ def narrowed(net: Encoder, scores: Sequence[Tensor], sparsity: float) -> nn.Modu
     """Return a copy in which every layer retains the units with the largest scores, refitting nothing."""
     pruned = copy.deepcopy(net)
     for layer, own in enumerate(scores):
-        kept = own.topk(round((1 - sparsity) * HIDDEN)).indices.sort().values
+        kept = own.topk(round((1 - sparsity) * HIDDEN)).indices.sort()[0]
         block: Any = pruned.encoder["layer"][layer]  # type: ignore[index]
         makes, reads = block.intermediate["dense"], block.output["dense"]
         makes.weight = nn.Parameter(makes.weight.detach()[kept])

@@ -127,7 +127,7 @@ def _inside(net: nn.Module) -> list[str]:
 def _gradients(net: nn.Module, images: Tensor, labels: Tensor) -> list[Tensor]:
     """Return the gradients of the mean cross-entropy on all the images."""
     differentiated = copy.deepcopy(net).eval()
-    for batch, own in zip(images.split(250), labels.split(250), strict=True):
+    for batch, own in zip(torch.split(images, 250), torch.split(labels, 250), strict=True):
         loss = cross_entropy(differentiated(batch), own, reduction="sum") / len(images)
         loss.backward()  # type: ignore[no-untyped-call]
     return [p.grad if p.grad is not None else torch.zeros_like(p) for p in differentiated.parameters()]

@@ -138,7 +138,7 @@ def trained(net: nn.Module, images: Images, recipe: Recipe, seed: int, path: Pat
         optimizer.param_groups[0]["lr"] = rate
         draw = torch.Generator().manual_seed(seed * 1_000_000 + epoch)  # an epoch repeats whatever came before it
         net.train()
-        for chosen in torch.randperm(len(images.inputs), generator=draw).split(recipe.batch):
+        for chosen in torch.split(torch.randperm(len(images.inputs), generator=draw), recipe.batch):
             chosen = chosen.to(images.inputs.device)
             batch = images.inputs[chosen]
             if recipe.augments:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import glob
 import hashlib
 import json
 import math
@@ -144,6 +145,7 @@ def gradual(
     steps, epochs = count(steps, "steps", low=1, high=10**6), count(epochs, "epochs", low=1, high=10**9)
     seed = count(seed, "seed", low=0, high=2**63 - 1)
     targets = _targets(schedule, steps, sparsity, regrow)
+    plan_with = _by_name(plan_with, model)
     decide = _decider(plan_with, regrow=regrow)
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if is_lazy(tensor):
@@ -358,6 +360,20 @@ def _targets(schedule: str | Schedule, steps: int, sparsity: float, regrow: bool
             )
         targets.append(float(value))
     return targets
+
+
+def _by_name(plan_with: Mapping[str, Any] | Decide | None, model: nn.Module) -> Mapping[str, Any] | Decide | None:
+    """Return what to plan with, modules of the model given by name, since what each step plans is a copy of it."""
+    if not isinstance(plan_with, Mapping):
+        return plan_with
+    paths = {id(module): glob.escape(path) or "*" for path, module in model.named_modules()}
+    named = dict(plan_with)
+    for argument in {"include", "exclude"} & set(named):
+        given = named[argument]
+        if isinstance(given, nn.Module | list | tuple):
+            items = [given] if isinstance(given, nn.Module) else given
+            named[argument] = [paths.get(id(item), item) for item in items]
+    return named
 
 
 def _decider(plan_with: Mapping[str, Any] | Decide | None, *, regrow: bool) -> Decide:

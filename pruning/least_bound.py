@@ -151,6 +151,6 @@ def unit_gains(model: nn.Module, inputs: torch.Tensor) -> tuple[dict[str, Array]
 
 
 def _require_even(errors: torch.Tensor, name: str) -> None:
-    """Refuse a maximum over positions, the last axis, whose errors differ: which is largest depends on whose they are."""
+    """Refuse a maximum over the last axis where errors differ along it: which is the largest depends on whose err."""
     if (errors.amax(-1) > errors.amin(-1) * (1 + 1e-9)).any():
         raise ValueError(f"Step {name!r} takes maxima over entries of different errors, which are not followed.")

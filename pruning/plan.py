@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 STORED = 2**18  # entries of an interpolation matrix, 2 MiB; a larger one is left out of the JSON
 _STORED_AS = {"float32": "<f4", "float64": "<f8"}
 _ARRAYS = ("interpolation", "offset", "feature_errors")  # of a skeleton
+_TOLD = 4  # layers that stay dense, named below the table
 COLUMNS = ("layer", "unit", "size", "retained", "reason")
 
 
@@ -251,7 +252,7 @@ class Plan:
                 tuple(_decode_cut(one) for one in data.get("cuts", [])),
                 {str(name): str(reason) for name, reason in data.get("left", {}).items()},
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"The plan is damaged ({type(error).__name__}: {error}).") from error
 
     def layers(self) -> pd.DataFrame:
@@ -269,11 +270,18 @@ class Plan:
             f" sparsity {self.sparsity:.4f})"
         )
 
+    def _caption(self) -> str | None:
+        if self.guarantee is not None:
+            return escape(str(self.guarantee))
+        told = [f"{name}: {reason}" for name, reason in self.left.items()]
+        more = f"; and {len(told) - _TOLD} more in plan.left" if len(told) > _TOLD else ""
+        return escape(f"stays dense: {'; '.join(told[:_TOLD])}{more}") if told else None
+
     def __rich__(self) -> Table:
         table = Table(
             title=f"Plan · method {self.method} · rule {self.rule}",
             title_justify="left",
-            caption=None if self.guarantee is None else escape(str(self.guarantee)),
+            caption=self._caption(),
             caption_justify="left",
         )
         table.add_column("layer")

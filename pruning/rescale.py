@@ -73,12 +73,15 @@ def rescale_masks(model: nn.Module, plan: Plan, *, example: Tensor | None = None
 
 
 def _rescaled(weight: Tensor, mask: Tensor) -> Tensor:
-    """Return a masked weight whose units have their lengths back."""
-    before = weight.detach().flatten(1)
+    """Return a masked weight whose units have their lengths back, as far as its type reaches."""
+    before = weight.detach().flatten(1).to(torch.promote_types(weight.dtype, torch.float32))
     after = torch.where(mask.to(weight.device).flatten(1), before, 0.0)
-    lengths = [torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64) for rows in (before, after)]
+    largest = before.abs().amax(dim=1, keepdim=True)
+    scale = torch.where(largest > 0, largest, 1.0)  # so that squares neither overflow nor vanish
+    lengths = [torch.linalg.vector_norm(rows / scale, dim=1, dtype=torch.float64) for rows in (before, after)]
     factor = torch.where(lengths[1] > 0, lengths[0] / lengths[1], 1.0)
-    return (after.double() * factor[:, None]).to(weight.dtype).reshape(weight.shape)
+    limit = torch.finfo(weight.dtype).max
+    return (after.double() * factor[:, None]).clamp(-limit, limit).to(weight.dtype).reshape(weight.shape)
 
 
 def _plain(tensor: Tensor) -> npt.NDArray[Any]:

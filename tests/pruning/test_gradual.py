@@ -592,6 +592,21 @@ class TestArguments:
             gradual(mlp(4, 9, 3), nothing, **OPTIONS, plan_with=decide)
 
 
+@pytest.mark.parametrize("as_list", [False, True])
+def test_modules_to_plan_are_told_apart(as_list, tmp_path):
+    net = mlp(4, 8, 3)
+    options = {"sparsity": 0.5, "steps": 2, "checkpoint": tmp_path}
+    first, last = ([net[place]] if as_list else net[place] for place in (0, 2))
+    found = gradual(net, nothing, **options, plan_with={"include": first})
+    assert set(found.masks) == {"0.weight"}
+    assert found.table["sparsity"].tolist()[-1] == pytest.approx(0.5)
+    with pytest.raises(ValueError, match="made with plan_with="):
+        gradual(net, nothing, **options, plan_with={"include": last})
+    assert set(gradual(net, nothing, **options | {"checkpoint": None}, plan_with={"exclude": first}).masks) == {
+        "2.weight"
+    }
+
+
 @pytest.mark.parametrize("refit", ["obs", "auto", "reweight", "sparsegpt", "synthetic"])
 def test_refits_that_bring_entries_back_need_regrow(refit):
     options = {"calibration": gaussian(16, 4), "refit": refit}

@@ -157,6 +157,13 @@ class TestJson:
             with pytest.raises(ValueError, match="The plan is damaged"):
                 Plan.from_json(json.dumps(data | {name: 7}))
 
+    @pytest.mark.parametrize("name", ["kept", "values", "shapes", "left"])
+    def test_with_an_optional_part_of_another_kind_is_refused(self, name):
+        data = json.loads(make("lq").to_json())
+        for value in (7, [1], {"0.weight": 7}) if name != "left" else (7, [1]):
+            with pytest.raises(ValueError, match="The plan is damaged"):
+                Plan.from_json(json.dumps(data | {name: value}))
+
     @pytest.mark.parametrize("retained", [-1, 99, 1.5])
     def test_with_impossible_counts_is_refused(self, retained):
         data = json.loads(make("lq").to_json())

@@ -215,12 +215,32 @@ def test_a_model_whose_inputs_cannot_be_guessed_keeps_its_norms():
         rescale_masks(net, masks_only(net), example=torch.zeros(1, 2, 6, 7))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_row_norms_are_restored_at_both_ends_of_a_type(dtype):
+    net = mlp(9, 7, 3).to(dtype)
+    unit = net[0].weight.detach().double()
+    net[0].weight.data = (unit * (torch.finfo(dtype).max / 4 / unit.abs().max())).to(dtype)
+    net[2].weight.data = (unit[:3, :7] * (torch.finfo(dtype).tiny * 64)).to(dtype)
+    pruned = ellq.prune(net, sparsity=0.5, refit="rescale")
+    for layer in (0, 2):
+        before, after = (model[layer].weight.detach().double() for model in (net, pruned))
+        scale = before.abs().amax()
+        torch.testing.assert_close((after / scale).norm(dim=1), (before / scale).norm(dim=1), rtol=1e-2, atol=0.0)
+
+
+def test_a_unit_whose_norm_its_type_cannot_hold_is_clipped():
+    net = nn.Linear(4, 1, bias=False).half()
+    net.weight.data.fill_(60000.0)
+    pruned = ellq.prune(net, sparsity=0.5, refit="rescale")
+    assert pruned.weight.detach().abs().max() == torch.finfo(torch.float16).max
+
+
 def test_norms_of_statistics_that_are_not_finite_are_left_alone():
     net = nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 4), nn.BatchNorm1d(4)).eval()
     net[1].running_var[2] = torch.nan
     decided = ellq.plan(net, sparsity=0.5)
     assert decided.settings["refit"] == "rescale"
-    assert not any(name.startswith("1.") for name in decided.values)  # noqa: PD011 -- no pandas
+    assert not any(name.startswith("1.") for name in decided.values)
     assert ellq.finalize(ellq.apply(net, decided))[1].running_var[2].isnan()
 
 

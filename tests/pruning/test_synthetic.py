@@ -218,8 +218,10 @@ class TestRefit:
         with torch.no_grad():
             net[0].weight.mul_(1e4 if dtype == torch.float16 else 1e300)
             net[2].weight.mul_(1e4 if dtype == torch.float16 else 1e300)
-        assert ellq.plan(net, sparsity=0.5).settings["refit"] == "rescale"
-        with pytest.raises(ValueError, match="overflow|infinite"):
+        pruned = ellq.prune(net, sparsity=0.5)
+        assert pruned.ellq_plan.settings["refit"] == "rescale"
+        assert all(torch.isfinite(parameter).all() for parameter in pruned.parameters())
+        with pytest.raises(ValueError, match=r"overflow|infinite"):
             ellq.plan(net, sparsity=0.5, refit="synthetic")
 
     def test_a_state_dict_is_refused(self):

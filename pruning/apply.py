@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ellq.pruning import masks
+from ellq.pruning.copied import copied
 from ellq.pruning.mask_parametrization import install_, is_masked, masked, masks_of, remove_, stored_tensors
 from ellq.pruning.plan import Plan
 from ellq.pruning.surgery import cut_, cut_channels_
@@ -83,7 +84,7 @@ def finalize(model: Module, *, inplace: bool = False) -> Module:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be an nn.Module, got {type(model).__name__}. Pass the masked module.")
-    target = model if inplace else _copied(model)
+    target = model if inplace else copied(model)
     remove_(target, bake=True)
     return target
 
@@ -94,23 +95,12 @@ def _cut_channels_(model: nn.Module, plan: Plan) -> None:
     _write(model.state_dict(), plan, {})
 
 
-def _copied(model: Module) -> Module:
-    """Return a deep copy, of a model too whose layers hold computed tensors as torch's pruning by hooks leaves them."""
-    computed = [
-        value
-        for module in model.modules()
-        for value in vars(module).values()
-        if isinstance(value, Tensor) and not value.is_leaf
-    ]
-    return copy.deepcopy(model, {id(tensor): tensor.detach().clone() for tensor in computed})
-
-
 def _apply_masks(model: Model, plan: Plan, *, inplace: bool, regrow: bool) -> Model:
     plain: nn.Module | Mapping[str, Tensor] = model
     present: dict[str, Tensor] = {}
     if isinstance(model, nn.Module) and is_masked(model):
         present = masks_of(model)
-        plain = _copied(model)
+        plain = copied(model)
         remove_(plain, bake=not regrow)
     weights = masks.maskable_weights(plain)
     kept = masks.retained_entries(weights, plan)
@@ -121,7 +111,7 @@ def _apply_masks(model: Model, plan: Plan, *, inplace: bool, regrow: bool) -> Mo
     if inplace:
         target = model
     elif isinstance(model, nn.Module):
-        target = _copied(model)
+        target = copied(model)
     elif isinstance(model, dict):
         target = copy.deepcopy(model)
     else:

@@ -30,6 +30,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from ellq.analysis import track, write_bytes
 from ellq.pruning.apply import apply
 from ellq.pruning.budget import KINDS
+from ellq.pruning.copied import copied
 from ellq.pruning.mask_parametrization import install_, masks_of, remove_, stored_tensors
 from ellq.pruning.plan import Plan
 from ellq.pruning.prune import plan
@@ -150,7 +151,7 @@ def gradual(
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if is_lazy(tensor):
             raise ValueError(f"Tensor {name!r} is not initialised. Run one forward pass first.")
-    bare = copy.deepcopy(model)
+    bare = copied(model)
     bare.zero_grad(set_to_none=True)
     state = _State.of(bare)
     remove_(bare, bake=False)

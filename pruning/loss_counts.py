@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ellq.analysis import as_input, track
+from ellq.pruning.copied import copied
 from ellq.pruning.layer_problem import RIDGE, problems_of
 from ellq.pruning.masks import maskable_weights, retained_entries
 from ellq.pruning.patches import PatchLayer, outputs_at, positions_of
@@ -51,7 +52,7 @@ def share_by_loss(model: nn.Module, plan: Plan, batches: Sequence[Tensor], *, le
 
     Reference: ours.
     """
-    dense = copy.deepcopy(model).eval()
+    dense = copied(model).eval()
     weights = {weight.name: weight for weight in maskable_weights(dense)}
     masks = retained_entries(list(weights.values()), plan)
     layers = layers_of(dense, masks)

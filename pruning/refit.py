@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ellq.analysis import as_input, track
+from ellq.pruning.copied import copied
 from ellq.pruning.layer_problem import RIDGE, Kept, Problem, on_host, problems_of
 from ellq.pruning.masks import mask_, maskable_weights, retained_entries
 from ellq.pruning.patches import PatchLayer, as_rows, reads_patches
@@ -149,7 +150,7 @@ def refit_masks(
         batches: calibration inputs.
         refit: one of ``REFITS``.
         ridge: of ``"least_squares"`` and ``"obs"``, > 0, relative to the mean diagonal of the inputs' second moments.
-        seed: of the positions that are looked at where there are more than 100 for each weight of a unit.
+        seed: of the positions that are looked at where there are more than are needed.
 
     Returns:
         The plan with ``kept``, ``values`` and ``measured``: one row per refitted layer with samples, error_before and
@@ -167,7 +168,7 @@ def refit_masks(
     if refit not in REFITS:
         raise ValueError(f"refit={refit!r} is unknown. Choose one of {', '.join(map(repr, REFITS))}.")
     way = REFITS[refit]
-    dense = copy.deepcopy(model).eval()
+    dense = copied(model).eval()
     weights = maskable_weights(dense)
     masks = retained_entries(weights, plan)
     changed = copy.deepcopy(dense)

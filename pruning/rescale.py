@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ellq.analysis import as_input
+from ellq.pruning.copied import copied
 from ellq.pruning.masks import mask_, maskable_weights, retained_entries
 from ellq.pruning.plan import Plan
 from ellq.pruning.refit import layers_of, weight_name
@@ -62,7 +63,7 @@ def rescale_masks(model: nn.Module, plan: Plan, *, example: Tensor | None = None
         scaled = _rescaled(cast(Tensor, model.get_submodule(name).weight), masks[weight_name(name)])
         values[weight_name(name)] = _plain(scaled)
     if has_norms:
-        dense = copy.deepcopy(model).eval()
+        dense = copied(model).eval()
         changed = copy.deepcopy(dense)
         mask_(maskable_weights(changed), masks)
         tensors = changed.state_dict()

@@ -17,6 +17,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from ellq.analysis import as_batches, track
 from ellq.analysis.calibration import as_input
+from ellq.pruning.copied import copied
 from ellq.pruning.largest import first_largest
 from ellq.pruning.layers import Layers
 from ellq.theory.arguments import count
@@ -273,7 +274,7 @@ SCORE_RULES = {
 def _copy(layers: Layers, rule: str) -> nn.Module:
     if layers.model is None:
         raise TypeError(f"rule={rule!r} runs the model. Pass the nn.Module, not its state dict.")
-    return copy.deepcopy(layers.model).eval().requires_grad_(False)
+    return copied(layers.model).eval().requires_grad_(False)
 
 
 def _values(layers: Layers) -> list[Tensor]:

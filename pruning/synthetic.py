@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ellq.analysis import as_input, cost, track
+from ellq.pruning.copied import copied
 from ellq.pruning.plan import Plan
 from ellq.pruning.refit import refit_masks
 from ellq.pruning.rescale import coloured_noise, input_shapes, rescale_masks
@@ -121,7 +121,7 @@ def synthetic_inputs(
 
     Reference: ours; matching norms as in Cai et al. 2020 (arXiv 2001.00281).
     """
-    trial = copy.deepcopy(model).eval().requires_grad_(False)
+    trial = copied(model).eval().requires_grad_(False)
     if next((p for p in trial.parameters() if p.is_floating_point()), torch.ones(1)).element_size() < 4:
         trial = trial.float()
     if example is not None and not example.is_floating_point():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from ellq.pruning.budget import refuse_too_small
 from ellq.pruning.chain_steps import LAYERS, MAX_POOLS, as_double, chain_of, rms, through
 from ellq.pruning.largest import Counts, magnitudes
 from ellq.pruning.layers import Allocation, Layers, same_reason
+from ellq.pruning.walk import does_not_run
 from ellq.theory import Array, allocate_retained, order_below_one, power_sums, stechkin_constant
 
 _ELSE = "rule='ellq', 'exact' or 'flow' work on any network."
@@ -38,8 +40,9 @@ def least_bound(layers: Layers, retained: int, *, q: float = 0.5) -> Allocation:
 
     Raises:
         TypeError: a state dict.
-        ValueError: no calibration inputs, no chain, a step whose Lipschitz constant is not known, or a weight that two
-            steps share.
+        ValueError: no calibration inputs, or such as the model does not run on or that are not finite; no chain, a step
+            whose Lipschitz constant is not known, a weight that two steps share, or a maximum over entries whose errors
+            differ.
         BudgetError: less than one weight for each non-zero unit.
 
     Reference: ours; statements ``multilayer-units`` and ``linear-unit-l1`` with the sharp Stechkin constant,
@@ -56,6 +59,10 @@ def least_bound(layers: Layers, retained: int, *, q: float = 0.5) -> Allocation:
         gains, reach = unit_gains(model, inputs)
     except ValueError as error:
         raise ValueError(f"rule='least_bound' follows errors through a chain of layers. {error} {_ELSE}") from error
+    except RuntimeError as error:  # a layer's own
+        raise does_not_run(0, inputs, error) from error
+    if not all(map(math.isfinite, reach.values())):
+        raise ValueError("Batch 0 of the calibration set gives NaN or infinite inputs of a layer. Pass finite ones.")
     constant = stechkin_constant(q, 1.0)
     A = []
     for name, layer in zip(layers.names, layers.weights, strict=True):

@@ -11,7 +11,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -48,8 +48,8 @@ class Arrival:
     """
 
     name: str
-    inputs: list[Tensor]
-    targets: list[Tensor]
+    inputs: Sequence[Tensor]
+    targets: Sequence[Tensor]
     norm: str | None
 
 
@@ -194,8 +194,8 @@ def _arrive(
     source = node.args[0] if node.args else next(iter(node.kwargs.values()))
     if not isinstance(source, fx.Node):
         return
-    inputs = after.compute(source)
-    targets = before.compute(node)
+    inputs: Sequence[Tensor] = after.compute(source)
+    targets: Sequence[Tensor] = before.compute(node)
     if isinstance(before.model.get_submodule(str(node.target)), nn.Linear) and targets[0].ndim != 2:
         norm = None  # it takes another axis than that of the units for channels
     other = _joined(nodes, node, norm or node, wanted, before.model) if before is not after else None
@@ -205,8 +205,30 @@ def _arrive(
             weight = (
                 1.0 if norm is None else _inverse_scale(before.model.get_submodule(str(norm.target)), targets[0].ndim)
             )
-            targets = [target + (a - b) * weight for target, (a, b) in zip(targets, pairs, strict=True)]
+            targets = _Carried(targets, pairs, weight)
     yield Arrival(str(node.target), inputs, targets, None if norm is None else str(norm.target))
+
+
+@dataclass(frozen=True)
+class _Carried(Sequence[Tensor]):
+    """Targets with what the other side of a sum has lost, each made when it is asked for."""
+
+    targets: Sequence[Tensor]
+    sides: Sequence[tuple[Tensor, Tensor]]
+    weight: Tensor | float
+
+    @overload
+    def __getitem__(self, place: int) -> Tensor: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[Tensor]: ...
+    def __getitem__(self, place: int | slice) -> Tensor | list[Tensor]:
+        if isinstance(place, slice):
+            return [self[number] for number in range(*place.indices(len(self)))]
+        dense, changed = self.sides[place]
+        return self.targets[place] + (dense - changed) * self.weight
+
+    def __len__(self) -> int:
+        return len(self.targets)
 
 
 def _inverse_scale(norm: Any, ndim: int) -> Tensor:

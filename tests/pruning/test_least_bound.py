@@ -236,6 +236,12 @@ def test_models_it_cannot_follow_are_refused():
         ellq.plan(net.state_dict(), gaussian(9, 4), rule="least_bound", sparsity=0.5)
     with pytest.raises(ValueError, match="Softmax"):
         ellq.plan(nn.Sequential(nn.Linear(4, 3), nn.Softmax(1)), gaussian(9, 4), rule="least_bound", sparsity=0.5)
+    for inputs, says in (
+        (gaussian(9, 5), "does not run on batch 0"),
+        (torch.full((9, 4), math.nan), "NaN or infinite"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            ellq.plan(net, inputs, rule="least_bound", sparsity=0.5)
     maxout = nn.Sequential(nn.Linear(4, 6), nn.MaxPool1d(2), nn.Linear(3, 2))
     with pytest.raises(ValueError, match=r"Step '1' takes maxima over entries of different errors.* any network\."):
         ellq.plan(maxout, gaussian(9, 4), rule="least_bound", sparsity=0.5)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, TypeVar, cast
 
 import torch.distributed as dist
+from torch import Tensor
 
 from ellq.theory.accumulators import Gram, Tsqr
 
@@ -50,6 +52,17 @@ def add_up(value: float) -> float:
     values: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(values, value)
     return float(sum(values))
+
+
+def mean_of(tensors: Sequence[Tensor], weight: float) -> list[Tensor]:
+    """Return the mean of all processes' tensors by their weights; the tensors themselves without a process group."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return list(tensors)
+    found: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, ([tensor.detach().double().cpu() for tensor in tensors], weight))
+    total = sum(share for _, share in found)
+    means = [sum(share / total * parts[number] for parts, share in found) for number in range(len(tensors))]
+    return [mean.to(tensor) for mean, tensor in zip(means, tensors, strict=True)]
 
 
 def _from(rank: int, value: AnyAccumulator, group: dist.ProcessGroup | None) -> AnyAccumulator:

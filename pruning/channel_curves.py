@@ -15,7 +15,7 @@ from ellq.analysis import add_up, track
 from ellq.pruning.channel_checkpoint import ChannelCheckpoint
 from ellq.pruning.channel_refit import Reader, install_, layer_fit, order_of_removal, readers_of, readings_of
 from ellq.pruning.coupling import ChannelGroup
-from ellq.pruning.walk import tensors_in, walk
+from ellq.pruning.walk import does_not_run, tensors_in, walk
 from ellq.theory import Array, BlockPath
 from ellq.theory.arguments import Indices
 
@@ -108,29 +108,46 @@ def _known(checkpoint: ChannelCheckpoint | None, stage: str, name: str) -> Curve
 
 
 class OutputError:
-    """How far a network's outputs are from the dense one's: Σ‖Δ‖²/Σ‖y‖², about the mean over the units of each output.
+    """How far a network's outputs are from the dense one's: Σ‖Δ‖²/Σ‖y‖².
 
-    A constant added to all of an example's outputs is no error: no decision depends on it.
+    Args:
+        dense: what is aimed at.
+        probe: on which inputs.
+        centred: whether outputs count about their mean over units. A constant added to all of an example's outputs is
+            then no error: a classifier's decision does not depend on it.
+
+    Raises:
+        ValueError: a batch that the network does not run on.
     """
 
-    def __init__(self, dense: nn.Module, probe: Sequence[Tensor]) -> None:
-        self._probe = probe
-        self._aims = [_centred(dense, batch) for batch in probe]
+    def __init__(self, dense: nn.Module, probe: Sequence[Tensor], *, centred: bool = True) -> None:
+        self._probe, self._centred = probe, centred
+        self._aims = [self._outputs(dense, number) for number in range(len(probe))]
         self._energy = add_up(sum(float(y.square().sum()) for aims in self._aims for y in aims))
 
     def of(self, model: nn.Module) -> float:
         """Return the error of a network."""
         total = 0.0
-        for batch, aims in zip(self._probe, self._aims, strict=True):
-            total += sum(float((y - a).square().sum()) for y, a in zip(_centred(model, batch), aims, strict=True))
+        for number, aims in enumerate(self._aims):
+            found = self._outputs(model, number)
+            total += sum(float((y - a).square().sum()) for y, a in zip(found, aims, strict=True))
         total = add_up(total)
         return total / self._energy if self._energy > 0 else total
 
+    @torch.no_grad()
+    def _outputs(self, model: nn.Module, number: int) -> list[Tensor]:
+        try:
+            outputs = model(self._probe[number].clone())
+        except Exception as error:  # the model's own
+            raise does_not_run(number, self._probe[number], error) from error
+        found = [y.double() for y in tensors_in(outputs) if y.is_floating_point()]
+        return [_about_mean(y) for y in found] if self._centred else found
 
-@torch.no_grad()
-def _centred(model: nn.Module, batch: Tensor) -> list[Tensor]:
-    found = [y.double() for y in tensors_in(model(batch.clone())) if y.is_floating_point()]
-    return [y - y.mean(dim=-1, keepdim=True) if y.ndim > 1 and y.shape[-1] > 1 else y for y in found]
+
+def _about_mean(y: Tensor) -> Tensor:
+    """Return outputs about their mean over units, which are along the last axis, or in images the second."""
+    axis = 1 if y.ndim > 3 else -1
+    return y - y.mean(dim=axis, keepdim=True) if y.ndim > 1 and y.shape[axis] > 1 else y
 
 
 def _curve(

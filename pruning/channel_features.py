@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import cast
 
@@ -71,7 +73,20 @@ def accumulate(
                         " Nothing was changed."
                     )
                 triangle.update(columns.numpy())
-    return {name: gather(triangle) for name, triangle in found.items()}
+    found = {name: gather(triangle) for name, triangle in found.items()}
+    _warn_of_few_samples([group for group in groups if len(present[group.name]) == group.units], found)
+    return found
+
+
+def _warn_of_few_samples(groups: Sequence[ChannelGroup], triangles: Mapping[str, Tsqr]) -> None:
+    few = [(group.units / triangles[group.name].samples, group) for group in groups if group.name in triangles]
+    ratio, group = max(few, key=lambda pair: pair[0], default=(0.0, None))
+    if group is not None and ratio > 1:
+        warnings.warn(
+            f"Group {group.name!r} has features of {triangles[group.name].samples} samples for {group.units} units."
+            f" Pass about {math.ceil(ratio)} times as many calibration inputs.",
+            stacklevel=3,
+        )
 
 
 def select(model: nn.Module, group: ChannelGroup, triangle: Tsqr, rule: Rule, k: int) -> Selection:

@@ -7,7 +7,7 @@ import copy
 import dataclasses
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ellq.analysis import add_up
 from ellq.pruning.channel_flow import FIXED, Labels, along, carry, spread
 from ellq.pruning.surgery import CHANNELWISE, CONVOLUTIONS, channels, cut_channels_
 
@@ -111,6 +112,44 @@ def channel_groups(model: nn.Module, example: Tensor, *, groups: Sequence[Channe
         return _verified(bench, _follow(net, example)) if groups is None else _given(net, bench, groups)
 
 
+def holding(model: nn.Module, coupling: Coupling, batches: Sequence[Tensor], met: Collection[str]) -> Coupling:
+    """Return a coupling without the groups whose cut does not hold whichever way a model's inputs go.
+
+    For models whose control flow depends on their inputs: other inputs than the example may run other layers, which
+    read units too. Where ``torch.distributed`` is initialised, of the inputs of all processes.
+
+    Args:
+        model: the model; only looked at.
+        coupling: as one example shows it.
+        batches: on which every group is checked again.
+        met: the layers that are run, and by no batch twice.
+    """
+    why: dict[str, str] = {}
+    for group in coupling.groups:
+        missed = [member.module for member in group.consumers if member.module not in met]
+        if missed:
+            why[group.name] = f"no batch runs {missed[0]!r}, which reads them, or one runs it twice"
+    with _quiet():
+        for number, batch in enumerate(batches):
+            bench = _Bench(*_runnable_copy(model, batch))
+            groups = [group for group in coupling.groups if group.name not in why]
+            if not groups or bench.complaint(groups, thorough=False) is None:
+                continue
+            alone = {group.name: bench.complaint([group], thorough=False) for group in groups}
+            together = None if any(alone.values()) else "they cannot be removed together"
+            for name, complaint in alone.items():
+                if complaint or together:
+                    why[name] = f"on batch {number} of the calibration set {complaint or together}"
+    left = dict(coupling.left)
+    groups = []
+    for group in coupling.groups:
+        if add_up(float(group.name in why)) > 0:
+            _leave_(left, group, why.get(group.name, "other processes cannot cut them"))
+        else:
+            groups.append(group)
+    return Coupling(tuple(groups), left)
+
+
 class _Bench:
     """A copy of the model on which cuts are tried and undone."""
 
@@ -122,7 +161,8 @@ class _Bench:
             raise ValueError("The model returns no floating-point numbers that cuts could be checked by.")
         if not all(torch.isfinite(x).all() for x in self.dense):
             raise ValueError(
-                "The model's outputs on the example are not finite. Mend the weights or the example first."
+                f"The model's outputs on the example are not finite{self._culprit()}. Mend the weights or the example"
+                " first."
             )
 
     def complaint(self, groups: Sequence[ChannelGroup], *, thorough: bool = True) -> str | None:
@@ -175,6 +215,25 @@ class _Bench:
             if not bool(((a - b).abs() <= self.tolerance * dense.abs().max()).all()):
                 return "removing some of them changes the outputs otherwise than zeroing what reads them"
         return None
+
+    def _culprit(self) -> str:
+        """Name the first layer that gives values that are not finite."""
+        if not torch.isfinite(self.example).all():
+            return ": the example itself holds such values"
+        found: list[str] = []
+
+        def look(module: nn.Module, _: Any, output: Any) -> None:
+            if not all(torch.isfinite(x).all() for x in _tensors(output)):
+                found.append(names[module])
+
+        names = {module: name for name, module in self._modules.items() if name and not list(module.children())}
+        hooks = [module.register_forward_hook(look) for module in names]
+        try:
+            self._outputs()
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return f": {found[0]!r} is the first layer that gives such values" if found else ""
 
     def _outputs(self) -> list[Tensor]:
         torch.default_generator.manual_seed(0)

@@ -18,10 +18,10 @@ from ellq.pruning import chee
 from ellq.pruning.budget import COSTS, BudgetError
 from ellq.pruning.channel_checkpoint import ChannelCheckpoint, fingerprint
 from ellq.pruning.channel_curves import OutputError, measured_curves
-from ellq.pruning.coupling import ChannelGroup, Coupling, channel_groups
+from ellq.pruning.coupling import ChannelGroup, Coupling, channel_groups, holding
 from ellq.pruning.coverage import Choice, covered
 from ellq.pruning.mask_parametrization import is_masked
-from ellq.pruning.masks import maskable_weights
+from ellq.pruning.masks import Maskable, maskable_weights
 from ellq.pruning.plan import Cut, Plan, plan_table
 from ellq.pruning.recalibrate import recalibrate_
 from ellq.pruning.structured import (
@@ -35,7 +35,7 @@ from ellq.pruning.structured import (
     uniform_widths,
 )
 from ellq.pruning.surgery import cut_channels_
-from ellq.pruning.walk import tensors_in
+from ellq.pruning.walk import layers_met, tensors_in
 from ellq.pruning.widths import CostModel, choose_widths, flops_model, latency_model, memory_model, parameters_model
 from ellq.theory.arguments import Indices, count, open_fraction
 
@@ -116,15 +116,22 @@ def plan_channels(
     chosen = _settings(rule, settings)
     value = open_fraction(value, budget)
     least, round_to = (count(n, name, low=1, high=10**9) for n, name in ((least, "least"), (round_to, "round_to")))
-    dense = copy.deepcopy(model).eval()
+    try:
+        dense = copy.deepcopy(model).eval()
+    except Exception as error:  # torch's, or the model's own
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise ValueError(f"The model cannot be copied ({reason}). Remove what is not a plain value.") from error
     if any(p.dtype in (torch.float16, torch.bfloat16) for p in dense.parameters()):
         dense = dense.float()
     fed = [as_input(batch, dense) for batch in batches]
     if not fed:
         raise ValueError("The calibration set holds no batches. Pass at least one.")
     coupling = channel_groups(dense, fed[0][:4], groups=groups)
+    met = layers_met(dense, fed, [member.module for group in coupling.groups for member in group.consumers])
+    if met is not None:
+        coupling = holding(dense, coupling, fed, met)
     left = dict(coupling.left)
-    cut = _covered(dense, coupling.groups, include, exclude)
+    cut = _covered(model, coupling.groups, include, exclude)
     if rule != "ellq":
         cut, others = chee.coverable(cut)
         left |= others
@@ -146,7 +153,8 @@ def plan_channels(
                 dense, coupling, cut, fed, budget, value, rule, least, round_to, chosen | {"checkpoint": kept}
             )
         except BudgetError as error:  # it may speak of a budget on the way
-            advice = f"Choose {budget} >= {error.nearest!r}, a smaller least= or round_to=, or let more be cut."
+            advice = "a smaller least= or round_to=, or let more be cut."
+            advice = f"Choose {budget} >= {error.nearest!r}, {advice}" if error.nearest < 1 else f"Choose {advice}"
             raise BudgetError(f"{budget}={value:g}", error.obstacle, error.nearest, advice) from None
     for warning in {str(w.message): w for w in said}.values():
         warnings.warn(warning.message, stacklevel=3)
@@ -193,15 +201,20 @@ def _settings(rule: str, given: Mapping[str, Any]) -> dict[str, Any]:
             chosen["widths"] = "measured" if is_default else "uniform"
         chosen["rounds"] = count(chosen["rounds"], "rounds", low=1, high=100)
         chosen["seed"] = count(chosen["seed"], "seed", low=0, high=2**32 - 1)
+    if chosen["recalibrate"] not in (False, True):
+        raise ValueError(f"recalibrate={chosen['recalibrate']!r} is no truth value. Pass True or False.")
     if "alpha" in chosen:
         chosen["alpha"] = open_fraction(chosen["alpha"], "alpha")
     return chosen
 
 
-def _covered(dense: nn.Module, groups: Sequence[ChannelGroup], include: Choice, exclude: Choice) -> list[ChannelGroup]:
+def _covered(model: nn.Module, groups: Sequence[ChannelGroup], include: Choice, exclude: Choice) -> list[ChannelGroup]:
     if include is None and exclude is None:
         return list(groups)
-    names = {weight.name for weight in covered(dense, maskable_weights(dense), include=include, exclude=exclude)}
+    makers = {member.module: model.get_submodule(member.module) for group in groups for member in group.producers}
+    weights = maskable_weights(model)
+    weights += [Maskable(f"{n}.weight".lstrip("."), m.weight, 0) for n, m in makers.items() if type(m) is nn.Embedding]
+    names = {weight.name for weight in covered(model, weights, include=include, exclude=exclude)}
     return [g for g in groups if all(f"{m.module}.weight".lstrip(".") in names for m in g.producers)]
 
 
@@ -246,6 +259,8 @@ def _narrowed(
             round_to=round_to,
             least=least,
             rounds=chosen["rounds"],
+            selection=chosen["selection"],
+            refit=chosen["refit"],
             seed=chosen["seed"],
             checkpoint=chosen["checkpoint"],
         )
@@ -254,9 +269,10 @@ def _narrowed(
     seed = chosen["seed"]
     preferred = None
     if chosen["selection"] == "elimination":
-        shared = [g for g in cut if len(g.consumers) > 1]  # the others are chosen where they are read
-        every = {g.name: np.arange(g.units) for g in shared}
-        curves = measured_curves(dense, dense, shared, every, batches, [], seed=seed)
+        # Groups that one layer reads are chosen there, where it is refitted.
+        ahead = [g for g in cut if len(g.consumers) > 1 or chosen["refit"] != "sequential"]
+        every = {g.name: np.arange(g.units) for g in ahead}
+        curves = measured_curves(dense, dense, ahead, every, batches, [], seed=seed, checkpoint=chosen["checkpoint"])
         preferred = {name: curve.retained(widths[name]) for name, curve in curves.items()}
     return narrow_to(
         dense,
@@ -285,9 +301,10 @@ def _within_tolerance(
     every = {g.name: np.arange(g.units) for g in cut}
     by_layer = chosen["tol_of"] == "layers"
     probe = [] if by_layer else output_probe(batches)
-    curves = measured_curves(dense, dense, cut, every, batches, probe, seed=seed)
+    checkpoint = chosen["checkpoint"]
+    curves = measured_curves(dense, dense, cut, every, batches, probe, seed=seed, checkpoint=checkpoint)
 
-    def at(widths: Mapping[str, int]) -> Narrowed:
+    def at(widths: Mapping[str, int], number: int = 0) -> Narrowed:
         preferred = {name: curve.retained(widths[name]) for name, curve in curves.items()}
         return narrow_to(
             dense,
@@ -298,6 +315,8 @@ def _within_tolerance(
             refit=chosen["refit"],
             preferred=preferred,
             seed=seed,
+            checkpoint=checkpoint,
+            stage=f"refit {number}",
         )
 
     if by_layer:
@@ -308,12 +327,12 @@ def _within_tolerance(
         return at(widths)
     cost = flops_model(dense, coupling, batches[0])
     errors = {name: curve.errors for name, curve in curves.items()}
-    outputs = OutputError(dense, batches)
+    outputs = OutputError(dense, batches, centred=False)
     best, low, high = Narrowed(dense, {}), 0.0, 1.0
-    for _ in range(_BISECTIONS):
+    for number in range(_BISECTIONS):
         middle = (low + high) / 2
         try:
-            found = at(choose_widths(errors, cost, budget=middle, round_to=round_to, least=least))
+            found = at(choose_widths(errors, cost, budget=middle, round_to=round_to, least=least), number)
         except BudgetError:
             low = middle
             continue

@@ -105,6 +105,8 @@ def narrow_within(
     round_to: int = 1,
     least: int = 1,
     rounds: int = 1,
+    selection: str = "elimination",
+    refit: str = "sequential",
     seed: int = 0,
     checkpoint: ChannelCheckpoint | None = None,
 ) -> Narrowed:
@@ -115,6 +117,7 @@ def narrow_within(
     far.
     """
     probe = output_probe(batches)
+    how = {"selection": selection, "refit": refit}
     changing = dense
     every = {group.name: np.arange(group.units) for group in groups}
     kept: Mapping[str, Indices] = every
@@ -125,7 +128,7 @@ def narrow_within(
         errors = {g.name: np.pad(curves[g.name].errors, (0, g.units - len(kept[g.name]))) for g in groups}
         widths = choose_widths(errors, cost, budget=budget ** (number / rounds), round_to=round_to, least=least)
         preferred = {name: curve.retained(min(widths[name], len(kept[name]))) for name, curve in curves.items()}
-        found = narrow_to(dense, groups, batches, widths, preferred=preferred, stage=f"refit {number}", **saved)
+        found = narrow_to(dense, groups, batches, widths, preferred=preferred, stage=f"refit {number}", **how, **saved)
         changing, kept = found.model, every | dict(found.kept)
     reasons = dict.fromkeys(found.kept, f"least loss of outputs per {cost.quantity}")
     return replace(found, reasons=reasons)

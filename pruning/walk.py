@@ -28,8 +28,6 @@ _IN_PLACE: set[Any] = {
 }
 _IN_PLACE |= {operator.ipow, operator.setitem}
 HELD = 2**28
-"""How many bytes of activations of each network are held in memory; the others are mapped from temporary files."""
-HELD = 2**28
 """How many bytes of activations of each network stay in memory; the others are mapped from temporary files."""
 _TRIED = 8  # inputs on which a trace is held against the model
 _SAME = 1e-3  # relative difference of outputs that comes from the order of sums alone
@@ -80,6 +78,14 @@ def walk(
         yield from _traced(graph, dense, changing, batches, layers)
     else:
         yield from _anew(dense, changing, batches, layers)
+
+
+def layers_met(model: nn.Module, batches: Sequence[Tensor], layers: Collection[str]) -> list[str] | None:
+    """Return which layers some batch runs and none runs twice; None where the model runs the same on all inputs."""
+    graph = _graph(model, layers)
+    if graph is not None and _is_faithful(graph, model, batches[0][:_TRIED]):
+        return None
+    return _in_order(model, batches, layers)
 
 
 def norms_of(model: nn.Module) -> dict[str, str] | None:

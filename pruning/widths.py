@@ -118,6 +118,9 @@ def _shrink(
         added = steps.errors[group, place] - steps.errors[group, at[group]]
         useful = saving > 0
         if not useful.any():
+            smallest = steps.widths[row[:, 0], steps.numbers - 1]
+            if cost.costs(smallest[None])[0] <= limit:
+                return smallest  # where no step alone saves anything, all of them may
             raise _too_small(cost, steps, widths, budget)
         rate = np.where(useful, added, np.inf) / np.where(useful, saving, 1)
         best = int(np.argmin(rate))

@@ -254,7 +254,7 @@ def shortfalls(report, rounding: float) -> list[str]:
     return known.loc[known["error_calibration"] > known["bound"] * (1 + rounding) + rounding, "layer"].tolist()
 
 
-@settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(prunings())
 def test_bounds_hold(case):
     if case is None:

@@ -21,8 +21,7 @@ Kept = npt.NDArray[np.bool_]
 
 RIDGE = 1e-2
 """What is added to the diagonal of the inputs' second moments, relative to its mean."""
-_SAMPLES = 100  # positions per weight of a unit that are looked at, at least; fewer change the fit
-_PRODUCTS = 5e9  # of a layer's second moments, that are summed at least where there are as many positions
+_SAMPLES = 100  # positions per weight of a unit that are looked at; more do not change the fit, fewer do
 
 
 @dataclass(frozen=True)
@@ -86,8 +85,7 @@ def problems_of(
         arrival: what it meets, and is to give.
         mask: which weights a plan retains; None for all.
         centred: whether a shift of every unit is fitted too.
-        draw: of the positions that are looked at where there are more than are needed: 100 for each weight of a unit,
-            and more where that is cheap.
+        draw: of the positions that are looked at where there are more than 100 for each weight of a unit.
 
     Raises:
         ValueError: a NaN or infinite input or output.
@@ -95,7 +93,7 @@ def problems_of(
     dense = as_rows(layer, layer.weight.detach().to("cpu", torch.float64)).numpy()
     stays = np.ones(dense.shape, dtype=bool) if mask is None else as_rows(layer, mask).numpy()
     d = dense.shape[2]
-    limit = math.ceil(max(_SAMPLES * d, _PRODUCTS / d**2) / len(arrival.inputs))
+    limit = math.ceil(_SAMPLES * d / len(arrival.inputs))
     grams = [Gram(d, dense.shape[1]) for _ in dense]
     for number, (x, y) in enumerate(zip(arrival.inputs, arrival.targets, strict=True)):
         count = positions_of(layer, y)

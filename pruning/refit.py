@@ -150,7 +150,7 @@ def refit_masks(
         batches: calibration inputs.
         refit: one of ``REFITS``.
         ridge: of ``"least_squares"`` and ``"obs"``, > 0, relative to the mean diagonal of the inputs' second moments.
-        seed: of the positions that are looked at where there are more than are needed.
+        seed: of the positions that are looked at where there are more than 100 for each weight of a unit.
 
     Returns:
         The plan with ``kept``, ``values`` and ``measured``: one row per refitted layer with samples, error_before and

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import cast
 
 import numpy as np
+import scipy.linalg
 import torch
 from torch import Tensor, nn
 
@@ -98,7 +99,13 @@ def select(model: nn.Module, group: ChannelGroup, triangle: Tsqr, rule: Rule, k:
 
 
 def fold_(
-    changing: nn.Module, group: ChannelGroup, triangle: Tsqr, selection: Selection, *, units: Indices | None = None
+    changing: nn.Module,
+    group: ChannelGroup,
+    triangle: Tsqr,
+    selection: Selection,
+    *,
+    units: Indices | None = None,
+    elsewhere: Mapping[str, Tsqr] | None = None,
 ) -> None:
     """Fold the interpolation of units by those selected into their readers: W ← W·Tᵀ at every tap; biases stay.
 
@@ -107,9 +114,10 @@ def fold_(
     Args:
         changing: the network; changed.
         group: whose units.
-        triangle: of their features.
+        triangle: of their features at the first reader.
         selection: made on it.
         units: which units the triangle is of, rising; None for all.
+        elsewhere: of their features at other readers, by layer; those have an interpolation of their own.
     """
     present = np.arange(group.units) if units is None else units
     skeleton = interpolate(triangle, selection, intercept=False)
@@ -117,8 +125,19 @@ def fold_(
         weight = cast(Tensor, changing.get_submodule(member.module).weight)
         own = _by_unit(weight, member)  # (units, r, c, taps)
         folded = np.zeros_like(own)
-        folded[present[skeleton.indices]] = np.einsum("ku,urct->krct", skeleton.interpolation, own[present])
+        T = skeleton.interpolation
+        if elsewhere is not None and member.module in elsewhere:
+            T = _by_least_squares(elsewhere[member.module], skeleton.indices)
+        folded[present[skeleton.indices]] = np.einsum("ku,urct->krct", T, own[present])
         write_(weight, member, folded)
+
+
+def _by_least_squares(triangle: Tsqr, chosen: Indices) -> Array:
+    """Return how every unit is interpolated by chosen ones, shape (k, units)."""
+    X = triangle.columns(centred=False).X
+    T = np.asarray(scipy.linalg.lstsq(X[:, chosen], X)[0])
+    T[:, chosen] = np.eye(len(chosen))
+    return T
 
 
 def zero_(changing: nn.Module, group: ChannelGroup, kept: Indices) -> None:

@@ -113,6 +113,9 @@ def plan_channels(
     """
     if is_masked(model):
         raise ValueError("The model carries masks, and method='id' cuts layers without. Call ellq.finalize first.")
+    raw = next((name for name, p in model.named_parameters() if isinstance(p, nn.UninitializedParameter)), None)
+    if raw is not None:
+        raise ValueError(f"Parameter {raw!r} has no shape yet. Run the model once on a batch first.")
     chosen = _settings(rule, settings)
     value = open_fraction(value, budget)
     least, round_to = (count(n, name, low=1, high=10**9) for n, name in ((least, "least"), (round_to, "round_to")))

@@ -76,7 +76,12 @@ def narrow_to(
     changing = copy.deepcopy(dense)
     kept: dict[str, Indices] = {}
     if selection in FEATURE_RULES:
-        triangles = accumulate(dense, groups, batches)
+        others = [(group, member) for group in groups if refit == "fold" for member in group.consumers[1:]]
+        views = [
+            replace(group, name=f"{group.name} in {member.module}", members=(*group.producers, member))
+            for group, member in others
+        ]
+        triangles = accumulate(dense, [*groups, *views], batches)
     for group in groups:
         k = widths[group.name]
         if selection == "magnitude":
@@ -87,7 +92,12 @@ def narrow_to(
             chosen = select(dense, group, triangles[group.name], FEATURE_RULES[selection], k)
             kept[group.name] = np.sort(chosen.indices)
             if refit == "fold":
-                fold_(changing, group, triangles[group.name], chosen)
+                elsewhere = {
+                    member.module: triangles[view.name]
+                    for (owner, member), view in zip(others, views, strict=True)
+                    if owner is group
+                }
+                fold_(changing, group, triangles[group.name], chosen, elsewhere=elsewhere)
         if refit == "none":
             zero_(changing, group, kept[group.name])
     if refit == "sequential":
@@ -117,7 +127,7 @@ def narrow_within(
     far.
     """
     probe = output_probe(batches)
-    how = {"selection": selection, "refit": refit}
+    how: dict[str, Any] = {"selection": selection, "refit": refit}
     changing = dense
     every = {group.name: np.arange(group.units) for group in groups}
     kept: Mapping[str, Indices] = every

@@ -319,7 +319,7 @@ class _Run:
             self.compute(source)
         self.held[node] = 0
         with torch.no_grad():
-            found = [self._kept(node, self._one(node, number)) for number in range(len(self.batches))]
+            found = [self._kept(node, number, self._one(node, number)) for number in range(len(self.batches))]
         self.waiting[node] = len(node.users)
         self.values[node] = found
         for source in sources:
@@ -329,11 +329,16 @@ class _Run:
             self.held[gone] = 0
         return found
 
-    def _kept(self, node: fx.Node, value: Any) -> Any:
-        """Return a value, mapped from a file where the memory for activations is used up."""
+    def _kept(self, node: fx.Node, number: int, value: Any) -> Any:
+        """Return a value, mapped from a file where the memory for activations is used up.
+
+        One that shares the memory of what it was made of stays where it is: what is changed in place is so in both.
+        """
         if not isinstance(value, Tensor) or value.device.type != "cpu" or value.layout != torch.strided:
             return value
-        if value.nbytes == 0 or sum(self.held.values()) + value.nbytes <= HELD:
+        sources = (self.values[source][number] for source in node.all_input_nodes)
+        is_shared = any(isinstance(source, Tensor) and _is_shared(source, value) for source in sources)
+        if value.nbytes == 0 or is_shared or sum(self.held.values()) + value.nbytes <= HELD:
             self.held[node] += value.nbytes
             return value
         with tempfile.TemporaryFile() as file:  # the mapping outlives it
@@ -361,6 +366,10 @@ class _Run:
             return function(*args, **kwargs)
         except Exception as error:  # the model's own
             raise does_not_run(number, self.batches[number], error) from error
+
+
+def _is_shared(a: Tensor, b: Tensor) -> bool:
+    return a.layout == torch.strided and a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
 
 
 class _ReachedError(Exception):

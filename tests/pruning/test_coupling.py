@@ -628,7 +628,7 @@ class TestRefuses:
     def test_outputs_that_are_not_finite(self):
         net = mlp(4, 5, 2)
         net[0].weight.data[0, 0] = math.nan
-        with pytest.raises(ValueError, match="outputs on the example are not finite"):
+        with pytest.raises(ValueError, match="outputs on the example are not finite: '0' is the first layer"):
             channel_groups(net, gaussian(3, 4))
 
 

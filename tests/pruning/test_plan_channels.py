@@ -261,13 +261,16 @@ def refitted_reader(net: nn.Module, block: nn.ModuleDict, kept: np.ndarray, x: t
         return twin(x)
 
 
+@pytest.mark.parametrize("are_equal", [False, True])  # two outputs, whose mean is then all they are
 @pytest.mark.parametrize("tol", [0.05, 0.3])
-def test_a_tolerance_of_the_outputs_holds_on_the_calibration_inputs(tol):
+def test_a_tolerance_of_the_outputs_holds_on_the_calibration_inputs(tol, are_equal):
     net, x = residual(), images(30)
+    if are_equal:
+        with torch.no_grad():
+            for tensor in net.head.parameters():
+                tensor.copy_(tensor[:1].expand_as(tensor))
     small = ellq.prune(net, x, method="id", tol=tol, tol_of="outputs", include="blocks.*")
-    with torch.no_grad():
-        a, b = (y - y.mean(dim=1, keepdim=True) for y in (net(x), small(x)))
-    assert float((a - b).norm() / a.norm()) <= tol
+    assert relative_error(net, small, x) <= tol
     assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in net.parameters())
 
 
@@ -378,7 +381,18 @@ def nan_images() -> torch.Tensor:
         (lambda net, _: ellq.plan(net, method="id", flops=0.5), ValueError, "calibration"),
         (lambda net, _: ellq.plan(net.state_dict(), images(4), method="id", flops=0.5), TypeError, "state dict"),
         (lambda net, _: ellq.plan(net, gaussian(4, 5, 6, 6), method="id", flops=0.5), ValueError, "channels"),
-        (lambda net, _: ellq.plan(net, nan_images(), method="id", flops=0.5), ValueError, "NaN|finite"),
+        (lambda net, _: ellq.plan(net, nan_images(), method="id", flops=0.5), ValueError, "example itself"),
+        (
+            lambda net, x: ellq.plan(net, [x, gaussian(4, 5, 6, 6)], method="id", flops=0.5),
+            ValueError,
+            r"batch 1 of the calibration set, of shape \(4, 5, 6, 6\)",
+        ),
+        (lambda net, x: ellq.plan(net, x, method="id", flops=0.5, recalibrate="no"), ValueError, "truth value"),
+        (
+            lambda net, x: ellq.plan(net, x, method="id", flops=0.5, least=99),
+            BudgetError,
+            "Choose a smaller least= or round_to=",
+        ),
         (lambda net, x: ellq.plan(net, x, flops=0.5), ValueError, "method='id'"),
         (lambda net, x: ellq.plan(net, sparsity=0.5, round_to=8), TypeError, "round_to"),
     ],
@@ -389,6 +403,123 @@ def test_bad_input_is_named_and_nothing_changes(call, error, message):
     with pytest.raises(error, match=message):
         call(net, x)
     assert_unchanged(net, before)
+
+
+def test_layers_without_sizes_are_named():
+    net = nn.Sequential(nn.LazyLinear(4), nn.Linear(4, 2))
+    with pytest.raises(ValueError, match=r"'0\.weight' has no shape yet"):
+        ellq.plan(net, gaussian(9, 3), method="id", flops=0.5)
+    assert isinstance(net[0], nn.LazyLinear)
+
+
+@pytest.mark.parametrize("budget", [{"flops": 0.6}, {"sparsity": 0.5}, {"flops": 0.6, "widths": "uniform"}])
+def test_the_refit_that_was_asked_for_is_done(budget):
+    net, x = residual(), images(60)
+    small = ellq.prune(net, x, method="id", refit="none", include="blocks.*", **budget)
+    for one in small.ellq_plan.cuts:
+        for member in one.group.consumers:
+            before, after = (m.get_submodule(member.module).weight for m in (net, small))
+            assert torch.equal(after, before[:, one.kept])
+
+
+def test_the_selection_that_was_asked_for_is_made_at_measured_widths():
+    net, x = residual(), images(60)
+    small = ellq.prune(net, x, method="id", flops=0.7, selection="magnitude", widths="measured", include="blocks.*")
+    for one in small.ellq_plan.cuts:
+        size = net.get_submodule(one.group.name).weight.detach().flatten(1).norm(dim=1).numpy()
+        assert set(one.kept) == set(np.argsort(-size)[: len(one.kept)])
+
+
+class TwoViews(nn.Module):
+    """Two layers read the same units, with signs of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.above, self.below = nn.Linear(4, 8), nn.Linear(8, 3), nn.Linear(8, 3)
+
+    def forward(self, x):
+        x = self.first(x)
+        return self.above(x.relu()), self.below((-x).relu())
+
+
+def test_every_reader_has_an_interpolation_of_its_own():
+    torch.manual_seed(0)
+    net, x = TwoViews().eval(), gaussian(300, 4)
+    small = ellq.prune(net, x, method="id", sparsity=0.25, selection="pivoted-qr", refit="fold")
+    (cut,) = small.ellq_plan.cuts
+    with torch.no_grad():
+        made = net.first(x)
+        for name, A in (("above", made.relu()), ("below", (-made).relu())):
+            T = torch.linalg.lstsq(A[:, cut.kept], A).solution
+            expected = net.get_submodule(name).weight @ T.T
+            torch.testing.assert_close(small.get_submodule(name).weight, expected, rtol=1e-3, atol=1e-4)
+
+
+class Branching(nn.Module):
+    """Which layer reads the first one's units depends on the whole batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.left, self.right = nn.Linear(6, 12), nn.Linear(12, 8), nn.Linear(12, 8)
+        self.inner, self.last = nn.Linear(8, 8), nn.Linear(8, 4)
+
+    def forward(self, x):
+        x = self.first(x).relu()
+        x = self.left(x) if x.sum() > 100 else self.right(x)
+        return self.last(self.inner(x.relu()).relu())
+
+
+@pytest.mark.parametrize(
+    "batches",
+    [
+        [gaussian(200, 6)],  # the first few go another way than all
+        [0.1 * gaussian(20, 6), gaussian(200, 6)],
+    ],
+)
+def test_units_read_only_on_some_inputs_stay(batches):
+    torch.manual_seed(0)
+    net = Branching().eval()
+    small = ellq.prune(net, batches, method="id", parameters=0.8)
+    assert "first" in small.ellq_plan.left
+    assert [one.group.name for one in small.ellq_plan.cuts] == ["inner"]
+    for batch in batches:
+        assert small(batch).shape == (len(batch), 4)
+
+
+def test_what_may_be_cut_is_chosen_by_module_and_among_embeddings():
+    net, x = residual(), images(60)
+    plan = ellq.plan(net, x, method="id", sparsity=0.5, include=net.blocks[0]["up"])
+    assert plan.table["layer"].tolist() == ["blocks.0.up"]
+    words = nn.Sequential(nn.Embedding(20, 8), nn.Linear(8, 12), nn.ReLU(), nn.Linear(12, 3))
+    numbers = torch.randint(20, (40, 5), generator=torch.Generator().manual_seed(0))
+    for choice, names in (
+        ({"include": "0"}, ["0"]),
+        ({"exclude": nn.Embedding}, ["1"]),
+        ({"exclude": "3"}, ["0", "1"]),
+    ):
+        plan = ellq.plan(words, numbers, method="id", parameters=0.9, **choice)
+        assert plan.table["layer"].tolist() == names
+
+
+def test_a_last_batch_of_one_example_has_no_variance():
+    net = nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 4)).eval()
+    x = gaussian(129, 6)
+    found = [
+        ellq.plan(
+            net,
+            batches,
+            method="id",
+            sparsity=0.5,
+            recalibrate=True,
+            widths="uniform",
+            selection="magnitude",
+            refit="none",
+        )
+        for batches in ([x[:64], x[64:128], x[128:]], [x[:64], x[64:128]])
+    ]
+    assert found[0].to_json() == found[1].to_json()
+    with pytest.raises(ValueError, match=r"does not run on batch 0.*more than 1 value per channel"):
+        ellq.plan(net, list(x[:30].split(1)), method="id", sparsity=0.5, recalibrate=True)
 
 
 def test_a_plan_for_another_network_is_refused():
@@ -459,6 +590,13 @@ def test_a_damaged_checkpoint_is_named(tmp_path):
     file.write_bytes(file.read_bytes()[:-4])
     with pytest.raises(ValueError, match="is damaged"):
         kept.read("refit 1", "layer")
+
+
+@pytest.mark.parametrize("rule", ["chee2021", "chee2022"])
+def test_too_few_samples_for_the_features_are_told(rule):
+    net = nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 4))
+    with pytest.warns(UserWarning, match=r"'0' has features of 5 samples for 12 units.*about 3 times"):
+        ellq.plan(net, gaussian(5, 6), method="id", flops=0.7, rule=rule)
 
 
 def test_too_few_samples_are_told_with_the_number_needed():

@@ -371,9 +371,23 @@ def test_inputs_that_do_not_fit_are_named(model, given, message):
     assert_unchanged(model, before)
 
 
-def test_what_does_not_fit_in_memory_is_mapped_from_files(monkeypatch):
-    model = Plain().eval()
-    inputs = batches(4)
+class ChangesViews(nn.Module):
+    """Works in place on what shares memory with what is read afterwards."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 6), nn.Linear(6, 3)
+
+    def forward(self, x):
+        x = self.first(x).mul_(2)
+        torch.relu_(x)
+        x[:, :3].add_(1)
+        return self.second(x)
+
+
+@pytest.mark.parametrize(("kind", "inputs"), [(Plain, batches(4)), (ChangesViews, [gaussian(5, 4)])])
+def test_what_does_not_fit_in_memory_is_mapped_from_files(monkeypatch, kind, inputs):
+    model = kind().eval()
     changed = damaged(model)
     expected = list(walk(model, changed, inputs, layers_in(model)))
     monkeypatch.setattr("ellq.pruning.walk.HELD", 1)

@@ -144,6 +144,15 @@ class TestWidths:
         assert choose_widths(found, cost, budget=0.7, round_to=4) == {"a": 4, "b": 10}
         assert choose_widths(found, cost, budget=0.5, round_to=4) == {"a": 4, "b": 4}
 
+    def test_are_the_least_where_only_all_steps_together_save(self):
+        found = {"a": np.linspace(1, 0, 5), "b": np.linspace(1, 0, 5)}
+
+        def both(widths):  # costs less only once both are narrow
+            return np.where((widths <= 1).all(axis=1), 1.0, 4.0)[:, None]
+
+        cost = CostModel("seconds", {"a": 4, "b": 4}, both)
+        assert choose_widths(found, cost, budget=0.5) == {"a": 1, "b": 1}
+
     def test_keep_the_least(self):
         found = {"a": np.zeros(11), "b": np.zeros(3)}
         cost = separable({"a": 10, "b": 2}, [1, 1])

@@ -225,7 +225,8 @@ def tables(rows: pd.DataFrame) -> str:
 def _heading(rows: pd.DataFrame, name: str) -> str:
     dense = rows.groupby("seed")["dense"].first()
     seeds = f", {len(dense)} seeds" if len(dense) > 1 else ""
-    return f"**{name}**{seeds}, {rows['images'].max()} test images, dense {_percent(dense)} %"
+    images = " or ".join(f"{count:,}" for count in sorted(rows["images"].unique()))  # the first so many
+    return f"**{name}**{seeds}, {images} test images, dense {_percent(dense)} %"
 
 
 def _table(rows: pd.DataFrame) -> str:
@@ -274,7 +275,7 @@ def _verdict(rows: pd.DataFrame, ours: str, others: Sequence[str]) -> str:
         return ""
     if by_name[[ours, *rivals]].mean().max() < CHANCE:
         return "all lost"
-    gaps = {name: _gap(by_name[[ours, name]].dropna(), int(rows["images"].max())) for name in rivals}
+    gaps = {name: _gap(by_name[[ours, name]].dropna(), int(rows["images"].min())) for name in rivals}
     beating = [name for name in rivals if gaps[name][1] == "**beaten**"]
     rival = min(beating or rivals, key=lambda name: gaps[name][0])
     return f"{gaps[rival][1]} {100 * gaps[rival][0]:+.1f} ({rival})"

@@ -366,8 +366,8 @@ def prune_checkpoint(
     """
     from ellq.analysis import read_checkpoint
     from ellq.pruning import apply, plan
+    from ellq.pruning.channel_settings import CHANNEL_RULES
     from ellq.pruning.export import export_program, require_onnx
-    from ellq.pruning.plan_channels import CHANNEL_RULES
     from ellq.pruning.plan_masks import LQ_RULES
     from ellq.pruning.refit import REFITS
     from ellq.pruning.scores import SCORE_RULES

@@ -6,6 +6,7 @@ import copy
 import math
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from ellq.analysis import as_input
 from ellq.pruning import chee
 from ellq.pruning.budget import COSTS, BudgetError
 from ellq.pruning.channel_checkpoint import ChannelCheckpoint, fingerprint
-from ellq.pruning.channel_curves import OutputError, measured_curves
+from ellq.pruning.channel_curves import measured_curves
+from ellq.pruning.channel_settings import channel_settings
 from ellq.pruning.coupling import ChannelGroup, Coupling, channel_groups, holding
 from ellq.pruning.coverage import Choice, covered
 from ellq.pruning.mask_parametrization import is_masked
@@ -25,36 +27,20 @@ from ellq.pruning.masks import Maskable, maskable_weights
 from ellq.pruning.plan import Cut, Plan, plan_table
 from ellq.pruning.recalibrate import recalibrate_
 from ellq.pruning.structured import (
-    CHANNEL_REFITS,
-    SELECTIONS,
     Narrowed,
+    Way,
+    narrow_by_tolerance,
     narrow_to,
     narrow_within,
-    output_probe,
     rounded_width,
     uniform_widths,
 )
 from ellq.pruning.surgery import cut_channels_
 from ellq.pruning.walk import layers_met, tensors_in
-from ellq.pruning.widths import CostModel, choose_widths, flops_model, latency_model, memory_model, parameters_model
-from ellq.theory.arguments import Indices, count, open_fraction
+from ellq.pruning.widths import CostModel, flops_model, latency_model, memory_model, parameters_model
+from ellq.theory.arguments import count, open_fraction
 
-CHANNEL_RULES = ("ellq", "chee2021", "chee2022")
-_SETTINGS: dict[str, dict[str, Any]] = {
-    "ellq": {
-        "selection": "elimination",
-        "refit": "sequential",
-        "widths": None,
-        "rounds": 1,
-        "tol_of": "layers",
-        "recalibrate": False,
-        "seed": 0,
-    },
-    "chee2021": {"recalibrate": False},
-    "chee2022": {"alpha": 0.9, "recalibrate": False},
-}
 _REASONS = {"chee2022": "least pivot per FLOPs, step by step"}
-_BISECTIONS = 6  # of a tolerance of the outputs: the FLOPs are found to 1/64 of the dense
 _AGREES = 1e-4  # of the largest output: rounding of float32 through a deep network
 
 
@@ -116,7 +102,7 @@ def plan_channels(
     raw = next((name for name, p in model.named_parameters() if isinstance(p, nn.UninitializedParameter)), None)
     if raw is not None:
         raise ValueError(f"Parameter {raw!r} has no shape yet. Run the model once on a batch first.")
-    chosen = _settings(rule, settings)
+    chosen = channel_settings(rule, settings)
     value = open_fraction(value, budget)
     least, round_to = (count(n, name, low=1, high=10**9) for n, name in ((least, "least"), (round_to, "round_to")))
     try:
@@ -152,9 +138,7 @@ def plan_channels(
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         try:
-            narrowed = _narrowed(
-                dense, coupling, cut, fed, budget, value, rule, least, round_to, chosen | {"checkpoint": kept}
-            )
+            narrowed = _narrowed(_Case(dense, coupling, cut, fed, budget, value, rule, least, round_to, chosen, kept))
         except BudgetError as error:  # it may speak of a budget on the way
             advice = "a smaller least= or round_to=, or let more be cut."
             advice = f"Choose {budget} >= {error.nearest!r}, {advice}" if error.nearest < 1 else f"Choose {advice}"
@@ -178,39 +162,6 @@ def cost_model(kind: str, dense: nn.Module, coupling: Coupling, example: Tensor)
     return flops_model(dense, coupling, example)
 
 
-def _settings(rule: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    if rule not in CHANNEL_RULES:
-        raise ValueError(f"rule={rule!r} is unknown. Choose one of {', '.join(map(repr, CHANNEL_RULES))}.")
-    known = _SETTINGS[rule]
-    stray = next((name for name in given if name not in known), None)
-    if stray is not None:
-        raise TypeError(f"{stray}= is no setting of rule={rule!r} for channels, which takes {', '.join(known)}.")
-    chosen = known | dict(given)
-    allowed = {
-        "selection": SELECTIONS,
-        "refit": CHANNEL_REFITS,
-        "widths": (None, "measured", "uniform"),
-        "tol_of": ("layers", "outputs"),
-    }
-    for name, options in allowed.items():
-        if name in chosen and chosen[name] not in options:
-            shown = ", ".join(repr(option) for option in options if option is not None)
-            raise ValueError(f"{name}={chosen[name]!r} is unknown. Choose one of {shown}.")
-    if rule == "ellq":
-        is_default = chosen["selection"] == "elimination"
-        if chosen["refit"] == "fold" and chosen["selection"] in ("elimination", "magnitude"):
-            raise ValueError("refit='fold' needs the features of a selection such as 'pivoted-qr'. Choose that too.")
-        if chosen["widths"] is None:
-            chosen["widths"] = "measured" if is_default else "uniform"
-        chosen["rounds"] = count(chosen["rounds"], "rounds", low=1, high=100)
-        chosen["seed"] = count(chosen["seed"], "seed", low=0, high=2**32 - 1)
-    if chosen["recalibrate"] not in (False, True):
-        raise ValueError(f"recalibrate={chosen['recalibrate']!r} is no truth value. Pass True or False.")
-    if "alpha" in chosen:
-        chosen["alpha"] = open_fraction(chosen["alpha"], "alpha")
-    return chosen
-
-
 def _covered(model: nn.Module, groups: Sequence[ChannelGroup], include: Choice, exclude: Choice) -> list[ChannelGroup]:
     if include is None and exclude is None:
         return list(groups)
@@ -221,146 +172,100 @@ def _covered(model: nn.Module, groups: Sequence[ChannelGroup], include: Choice, 
     return [g for g in groups if all(f"{m.module}.weight".lstrip(".") in names for m in g.producers)]
 
 
-def _narrowed(
-    dense: nn.Module,
-    coupling: Coupling,
-    cut: Sequence[ChannelGroup],
-    batches: Sequence[Tensor],
-    budget: str,
-    value: float,
-    rule: str,
-    least: int,
-    round_to: int,
-    chosen: Mapping[str, Any],
-) -> Narrowed:
-    if budget in COSTS or rule == "chee2022":
-        cost = cost_model(budget if budget in COSTS else "flops", dense, coupling, batches[0])
-    if rule == "chee2022":
-        if budget not in COSTS:
-            raise ValueError(f"{budget}= is no budget of rule='chee2022', which cuts until a cost is met. Pass flops=.")
-        flops = chee.LayerFlops(dense, coupling, batches[0])
-        found = chee.iterative(dense, cut, batches, flops, cost, value, alpha=chosen["alpha"], least=least)
-        _require_met(found.kept, cost, budget, value)
-        return found
-    if budget == "tol":
-        if rule == "chee2021":
-            return chee.one_shot(dense, cut, batches, chee.widths_within(dense, cut, batches, value, least=least))
-        return _within_tolerance(dense, coupling, cut, batches, value, least, round_to, chosen)
-    if budget == "sparsity":
-        widths = {g.name: rounded_width((1 - value) * g.units, g.units, round_to, least) for g in cut}
-    elif rule == "chee2021" or chosen["widths"] == "uniform":
-        widths = uniform_widths(cut, cost, value, least=least, round_to=round_to)
-        if cost.cost(widths) > value * cost.dense:
-            raise _out_of_reach(widths, cost, budget, value)
-    else:
-        return narrow_within(
-            dense,
-            cut,
-            batches,
-            cost,
-            value,
-            round_to=round_to,
-            least=least,
-            rounds=chosen["rounds"],
-            selection=chosen["selection"],
-            refit=chosen["refit"],
-            seed=chosen["seed"],
-            checkpoint=chosen["checkpoint"],
-        )
-    if rule == "chee2021":
-        return chee.one_shot(dense, cut, batches, widths)
-    seed = chosen["seed"]
-    preferred = None
-    if chosen["selection"] == "elimination":
+@dataclass(frozen=True)
+class _Case:
+    """What is asked for: the arguments of ``plan_channels``, checked.
+
+    Attributes:
+        dense: the network.
+        coupling: its groups.
+        cut: those that may be cut.
+        batches: calibration inputs.
+        budget, value: what is limited, and to what.
+        rule: which rule.
+        least, round_to: limits of widths.
+        settings: of the rule.
+        checkpoint: keeps what is done.
+    """
+
+    dense: nn.Module
+    coupling: Coupling
+    cut: Sequence[ChannelGroup]
+    batches: Sequence[Tensor]
+    budget: str
+    value: float
+    rule: str
+    least: int
+    round_to: int
+    settings: Mapping[str, Any]
+    checkpoint: ChannelCheckpoint | None
+
+    @property
+    def limits(self) -> dict[str, Any]:
+        """The limits of widths, by name."""
+        return {"least": self.least, "round_to": self.round_to}
+
+    def cost(self) -> CostModel:
+        """What the budget limits; FLOPs where it is no cost."""
+        return cost_model(self.budget if self.budget in COSTS else "flops", self.dense, self.coupling, self.batches[0])
+
+
+def _narrowed(case: _Case) -> Narrowed:
+    if case.rule == "chee2022":
+        return _iterated(case)
+    by_authors = case.rule == "chee2021"
+    net = case.dense, case.cut, case.batches
+    if by_authors and case.budget == "tol":
+        return chee.one_shot(*net, chee.widths_within(*net, case.value, least=case.least))
+    if by_authors:
+        return chee.one_shot(*net, _uniform(case))
+    chosen = case.settings
+    way = Way(chosen["selection"], chosen["refit"], chosen["seed"], case.checkpoint)
+    if case.budget == "tol":
+        cost = case.cost() if chosen["tol_of"] == "outputs" else None
+        return narrow_by_tolerance(*net, case.value, way, cost=cost, **case.limits)
+    if case.budget != "sparsity" and chosen["widths"] == "measured":
+        return narrow_within(*net, case.cost(), case.value, way, rounds=chosen["rounds"], **case.limits)
+    widths, preferred = _uniform(case), None
+    if way.selection == "elimination":
         # Groups that one layer reads are chosen there, where it is refitted.
-        ahead = [g for g in cut if len(g.consumers) > 1 or chosen["refit"] != "sequential"]
+        ahead = [g for g in case.cut if len(g.consumers) > 1 or way.refit != "sequential"]
         every = {g.name: np.arange(g.units) for g in ahead}
-        curves = measured_curves(dense, dense, ahead, every, batches, [], seed=seed, checkpoint=chosen["checkpoint"])
+        saved: dict[str, Any] = {"seed": way.seed, "checkpoint": way.checkpoint}
+        curves = measured_curves(case.dense, case.dense, ahead, every, case.batches, [], **saved)
         preferred = {name: curve.retained(widths[name]) for name, curve in curves.items()}
-    return narrow_to(
-        dense,
-        cut,
-        batches,
-        widths,
-        selection=chosen["selection"],
-        refit=chosen["refit"],
-        preferred=preferred,
-        seed=seed,
-        checkpoint=chosen["checkpoint"],
-    )
+    return narrow_to(*net, widths, way, preferred=preferred)
 
 
-def _within_tolerance(
-    dense: nn.Module,
-    coupling: Coupling,
-    cut: Sequence[ChannelGroup],
-    batches: Sequence[Tensor],
-    tol: float,
-    least: int,
-    round_to: int,
-    chosen: Mapping[str, Any],
-) -> Narrowed:
-    seed = chosen["seed"]
-    every = {g.name: np.arange(g.units) for g in cut}
-    by_layer = chosen["tol_of"] == "layers"
-    probe = [] if by_layer else output_probe(batches)
-    checkpoint = chosen["checkpoint"]
-    curves = measured_curves(dense, dense, cut, every, batches, probe, seed=seed, checkpoint=checkpoint)
-
-    def at(widths: Mapping[str, int], number: int = 0) -> Narrowed:
-        preferred = {name: curve.retained(widths[name]) for name, curve in curves.items()}
-        return narrow_to(
-            dense,
-            cut,
-            batches,
-            widths,
-            selection=chosen["selection"],
-            refit=chosen["refit"],
-            preferred=preferred,
-            seed=seed,
-            checkpoint=checkpoint,
-            stage=f"refit {number}",
+def _iterated(case: _Case) -> Narrowed:
+    if case.budget not in COSTS:
+        raise ValueError(
+            f"{case.budget}= is no budget of rule='chee2022', which cuts until a cost is met. Pass flops=."
         )
-
-    if by_layer:
-        widths = {}
-        for group in cut:
-            k = int(np.argmax(curves[group.name].errors <= tol**2))  # never rising, and 0 with all units
-            widths[group.name] = min(group.units, math.ceil(max(k, least) / round_to) * round_to)
-        return at(widths)
-    cost = flops_model(dense, coupling, batches[0])
-    errors = {name: curve.errors for name, curve in curves.items()}
-    outputs = OutputError(dense, batches, centred=False)
-    best, low, high = Narrowed(dense, {}), 0.0, 1.0
-    for number in range(_BISECTIONS):
-        middle = (low + high) / 2
-        try:
-            found = at(choose_widths(errors, cost, budget=middle, round_to=round_to, least=least), number)
-        except BudgetError:
-            low = middle
-            continue
-        if outputs.of(found.model) <= tol**2:
-            best, high = found, middle
-        else:
-            low = middle
-    return best
+    cost, flops = case.cost(), chee.LayerFlops(case.dense, case.coupling, case.batches[0])
+    how = {"alpha": case.settings["alpha"], "least": case.least}
+    found = chee.iterative(case.dense, case.cut, case.batches, flops, cost, case.value, **how)
+    _require_met({name: len(own) for name, own in found.kept.items()}, cost, case)
+    return found
 
 
-def _require_met(kept: Mapping[str, Indices], cost: CostModel, budget: str, value: float) -> None:
-    widths = {name: len(own) for name, own in kept.items()}
-    if cost.cost(widths) > value * cost.dense:
-        raise _out_of_reach(widths, cost, budget, value)
+def _uniform(case: _Case) -> dict[str, int]:
+    """Return widths that are the same fraction everywhere."""
+    if case.budget == "sparsity":
+        fraction = 1 - case.value
+        return {g.name: rounded_width(fraction * g.units, g.units, case.round_to, case.least) for g in case.cut}
+    cost = case.cost()
+    widths = uniform_widths(case.cut, cost, case.value, **case.limits)
+    _require_met(widths, cost, case)
+    return widths
 
 
-def _out_of_reach(widths: Mapping[str, int], cost: CostModel, budget: str, value: float) -> BudgetError:
-    least = cost.cost(widths)
-    nearest = math.nextafter(least / cost.dense, 1.0)
-    return BudgetError(
-        f"{budget}={value:g}",
-        f"leaves {value * cost.dense:,.6g} {cost.quantity}, but the least widths need {least:,.6g}",
-        nearest,
-        f"Choose {budget} >= {nearest!r}, or let more be cut",
-    )
+def _require_met(widths: Mapping[str, int], cost: CostModel, case: _Case) -> None:
+    least, limit = cost.cost(widths), case.value * cost.dense
+    if least > limit:
+        nearest = math.nextafter(least / cost.dense, 1.0)
+        obstacle = f"leaves {limit:,.6g} {cost.quantity}, but the least widths need {least:,.6g}"
+        raise BudgetError(f"{case.budget}={case.value:g}", obstacle, nearest, f"Choose {case.budget} >= {nearest!r}.")
 
 
 def _as_plan(

@@ -13,11 +13,11 @@ from ellq.analysis import Calibration, as_batches
 from ellq.pruning.allocate import RULES
 from ellq.pruning.apply import Model, apply, finalize
 from ellq.pruning.budget import COSTS, Budget, one_budget
+from ellq.pruning.channel_settings import CHANNEL_RULES
 from ellq.pruning.coupling import ChannelGroup
 from ellq.pruning.coverage import Choice
 from ellq.pruning.loss_counts import share_by_loss
 from ellq.pruning.plan import Plan
-from ellq.pruning.plan_channels import CHANNEL_RULES
 from ellq.pruning.plan_masks import LQ_RULES, plan_masks
 from ellq.pruning.plan_units import plan_units
 from ellq.pruning.refit import CHOOSING, REFITS, refit_masks

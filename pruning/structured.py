@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
+from ellq.pruning.budget import BudgetError
 from ellq.pruning.channel_checkpoint import ChannelCheckpoint
-from ellq.pruning.channel_curves import measured_curves
+from ellq.pruning.channel_curves import OutputError, measured_curves
 from ellq.pruning.channel_features import accumulate, fold_, magnitudes, select, zero_
 from ellq.pruning.channel_refit import refit_in_order
 from ellq.pruning.coupling import ChannelGroup
@@ -22,7 +23,27 @@ from ellq.theory.arguments import Indices
 
 SELECTIONS = ("elimination", *FEATURE_RULES, "magnitude")
 CHANNEL_REFITS = ("sequential", "fold", "none")
+_BISECTIONS = 6  # of a tolerance of the outputs: the cost is found to 1/64 of the dense
 _PROBE = 256  # calibration inputs on which outputs are looked at
+
+
+@dataclass(frozen=True)
+class Way:
+    """How units are chosen and what reads them is refitted.
+
+    Attributes:
+        selection: ``"elimination"`` (by what the readers lose, on what the layers before leave), a rule of
+            ``ellq.theory.RULES`` on the dense network's features where they are read, or ``"magnitude"``.
+        refit: ``"sequential"`` (every layer, in order, to the dense network's outputs), ``"fold"`` (the interpolation
+            of features folded into the readers), or ``"none"``.
+        seed: of the positions that are looked at.
+        checkpoint: keeps curves and layers that are done.
+    """
+
+    selection: str = "elimination"
+    refit: str = "sequential"
+    seed: int = 0
+    checkpoint: ChannelCheckpoint | None = None
 
 
 @dataclass(frozen=True)
@@ -45,12 +66,9 @@ def narrow_to(
     groups: Sequence[ChannelGroup],
     batches: Sequence[Tensor],
     widths: Mapping[str, int],
+    way: Way,
     *,
-    selection: str = "elimination",
-    refit: str = "sequential",
     preferred: Mapping[str, Indices] | None = None,
-    seed: int = 0,
-    checkpoint: ChannelCheckpoint | None = None,
     stage: str = "refit",
 ) -> Narrowed:
     """Choose units for given widths and refit what reads them.
@@ -60,16 +78,12 @@ def narrow_to(
         groups: what may be cut.
         batches: calibration inputs.
         widths: how many units each group keeps, by name.
-        selection: ``"elimination"`` (by what the readers lose, on what the layers before leave), a rule of
-            ``ellq.theory.RULES`` on the dense network's features where they are read, or ``"magnitude"``.
-        refit: ``"sequential"`` (every layer, in order, to the dense network's outputs), ``"fold"`` (the interpolation
-            of features folded into the readers), or ``"none"``.
-        preferred: for ``"elimination"``, the units of groups that several layers read.
-        seed: of the positions that are looked at.
-        checkpoint: keeps the layers that are done.
-        stage: under which name.
+        way: how.
+        preferred: for elimination, the units of groups that several layers read.
+        stage: under which name the checkpoint keeps layers.
     """
-    saved: dict[str, Any] = {"seed": seed, "checkpoint": checkpoint, "stage": stage}
+    selection, refit = way.selection, way.refit
+    saved: dict[str, Any] = {"seed": way.seed, "checkpoint": way.checkpoint, "stage": stage}
     groups = [group for group in groups if widths[group.name] < group.units]
     if selection == "elimination" and refit == "sequential":
         return Narrowed(*refit_in_order(dense, groups, widths, preferred or {}, batches, **saved))
@@ -111,14 +125,11 @@ def narrow_within(
     batches: Sequence[Tensor],
     cost: CostModel,
     budget: float,
+    way: Way,
     *,
     round_to: int = 1,
     least: int = 1,
     rounds: int = 1,
-    selection: str = "elimination",
-    refit: str = "sequential",
-    seed: int = 0,
-    checkpoint: ChannelCheckpoint | None = None,
 ) -> Narrowed:
     """Choose the widths too: those that lose least of the outputs within a budget.
 
@@ -127,21 +138,74 @@ def narrow_within(
     far.
     """
     probe = output_probe(batches)
-    how: dict[str, Any] = {"selection": selection, "refit": refit}
+    saved: dict[str, Any] = {"seed": way.seed, "checkpoint": way.checkpoint}
     changing = dense
     every = {group.name: np.arange(group.units) for group in groups}
     kept: Mapping[str, Indices] = every
     for number in range(1, rounds + 1):
-        saved: dict[str, Any] = {"seed": seed, "checkpoint": checkpoint}
-        stage = f"curves {number}"
-        curves = measured_curves(dense, changing, groups, kept, batches, probe, stage=stage, **saved)
+        curves = measured_curves(dense, changing, groups, kept, batches, probe, stage=f"curves {number}", **saved)
         errors = {g.name: np.pad(curves[g.name].errors, (0, g.units - len(kept[g.name]))) for g in groups}
         widths = choose_widths(errors, cost, budget=budget ** (number / rounds), round_to=round_to, least=least)
         preferred = {name: curve.retained(min(widths[name], len(kept[name]))) for name, curve in curves.items()}
-        found = narrow_to(dense, groups, batches, widths, preferred=preferred, stage=f"refit {number}", **how, **saved)
+        found = narrow_to(dense, groups, batches, widths, way, preferred=preferred, stage=f"refit {number}")
         changing, kept = found.model, every | dict(found.kept)
     reasons = dict.fromkeys(found.kept, f"least loss of outputs per {cost.quantity}")
     return replace(found, reasons=reasons)
+
+
+def narrow_by_tolerance(
+    dense: nn.Module,
+    groups: Sequence[ChannelGroup],
+    batches: Sequence[Tensor],
+    tol: float,
+    way: Way,
+    *,
+    cost: CostModel | None = None,
+    round_to: int = 1,
+    least: int = 1,
+) -> Narrowed:
+    """Choose the widths by the error that is allowed.
+
+    Args:
+        dense: the network, in eval mode; not changed.
+        groups: what may be cut.
+        batches: calibration inputs.
+        tol: the relative error, root mean square, on them: of what reads each group, or with a cost of the outputs.
+        way: how units are chosen.
+        cost: what is made small, by bisection, as far as the outputs' error allows.
+        round_to: widths are multiples of it, except where all units stay.
+        least: how many units a group keeps at least.
+    """
+    every = {group.name: np.arange(group.units) for group in groups}
+    probe = [] if cost is None else output_probe(batches)
+    saved: dict[str, Any] = {"seed": way.seed, "checkpoint": way.checkpoint}
+    curves = measured_curves(dense, dense, groups, every, batches, probe, **saved)
+
+    def at(widths: Mapping[str, int], number: int = 0) -> Narrowed:
+        preferred = {name: curve.retained(widths[name]) for name, curve in curves.items()}
+        return narrow_to(dense, groups, batches, widths, way, preferred=preferred, stage=f"refit {number}")
+
+    if cost is None:
+        widths = {}
+        for group in groups:
+            k = int(np.argmax(curves[group.name].errors <= tol**2))  # never rising, and 0 with all units
+            widths[group.name] = min(group.units, math.ceil(max(k, least) / round_to) * round_to)
+        return at(widths)
+    errors = {name: curve.errors for name, curve in curves.items()}
+    outputs = OutputError(dense, batches, centred=False)
+    best, low, high = Narrowed(dense, {}), 0.0, 1.0
+    for number in range(_BISECTIONS):
+        middle = (low + high) / 2
+        try:
+            found = at(choose_widths(errors, cost, budget=middle, round_to=round_to, least=least), number)
+        except BudgetError:
+            low = middle
+            continue
+        if outputs.of(found.model) <= tol**2:
+            best, high = found, middle
+        else:
+            low = middle
+    return best
 
 
 def uniform_widths(

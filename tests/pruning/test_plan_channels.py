@@ -18,7 +18,7 @@ from ellq.analysis import cost, small_conv
 from ellq.pruning import BudgetError, Plan, channel_groups
 from ellq.pruning.channel_checkpoint import ChannelCheckpoint
 from ellq.pruning.channel_curves import measured_curves
-from ellq.pruning.structured import narrow_to, uniform_widths
+from ellq.pruning.structured import Way, narrow_to, uniform_widths
 from ellq.pruning.surgery import cut_channels_
 from ellq.pruning.widths import flops_model
 from pruned_nets import assert_unchanged, gaussian, snapshot
@@ -202,7 +202,7 @@ def test_budgets_are_met_by_what_comes_out(seed, kind, value, rule, round_to):
 def test_with_all_units_the_refit_gives_the_network_back():
     net, x = residual(), images(20)
     groups = channel_groups(net, x[:2]).groups
-    found = narrow_to(net, groups, [x], {group.name: group.units for group in groups})
+    found = narrow_to(net, groups, [x], {group.name: group.units for group in groups}, Way())
     assert relative_error(net, found.model, images(10, seed=4)) < 1e-5
 
 

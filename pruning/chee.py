@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from torch import Tensor, nn
 
-from ellq.analysis.flops import layer_flops
 from ellq.pruning.channel_features import accumulate, fold_
 from ellq.pruning.coupling import ChannelGroup, Coupling
 from ellq.pruning.structured import Narrowed
-from ellq.pruning.width_costs import CostModel, layer_widths
+from ellq.pruning.width_costs import CostModel, flops_of_layers
 from ellq.theory import Tsqr, pivoted_qr
 from ellq.theory.arguments import Indices
 
@@ -79,7 +78,7 @@ def iterative(
     dense: nn.Module,
     groups: Sequence[ChannelGroup],
     batches: Sequence[Tensor],
-    flops: LayerFlops,
+    flops: Callable[[Mapping[str, int]], Mapping[str, float]],
     cost: CostModel,
     budget: float,
     *,
@@ -97,7 +96,7 @@ def iterative(
         dense: the network, in eval mode; not changed.
         groups: what may be cut.
         batches: calibration inputs.
-        flops: what each layer takes.
+        flops: what each layer takes, by name, at some widths.
         cost: what is to be saved.
         budget: the fraction of the dense cost at which to stop.
         alpha: α, in (0, 1).
@@ -114,7 +113,7 @@ def iterative(
     stale = list(groups)  # whose features have changed: what lies before a cut is as it was
     while cost.cost(_widths(kept)) > budget * cost.dense:
         triangles |= accumulate(changing, stale, batches, units=kept)
-        spent = flops.at(_widths(kept))
+        spent = flops(_widths(kept))
         best: tuple[float, int] | None = None
         for place, group in enumerate(groups):
             m = len(kept[group.name])
@@ -134,28 +133,17 @@ def iterative(
     return Narrowed(changing, kept)
 
 
-class LayerFlops:
-    """The FLOPs of each layer that a coupling cuts, as the authors count them, by the groups' widths."""
+def flops_by_layer(
+    dense: nn.Module, coupling: Coupling, example: Tensor
+) -> Callable[[Mapping[str, int]], Mapping[str, float]]:
+    """Return what each layer that a coupling cuts takes, as the authors count FLOPs, as a function of widths."""
+    costs = flops_of_layers(dense, coupling, example, "chee2021")
 
-    def __init__(self, dense: nn.Module, coupling: Coupling, example: Tensor) -> None:
-        self._widths = layer_widths(dense, coupling)
-        self._groups = [group.name for group in coupling.groups]
-        shown = ["layer", "flops"]
-        total = dict(layer_flops(dense, example[:1], convention="chee2021")[shown].to_numpy().tolist())
-        products = dict(layer_flops(dense, example[:1])[shown].to_numpy().tolist())
-        names = self._widths.names
-        pairs = np.array([products.get(name, 0) for name in names], dtype=float) * self._widths.is_product
-        alone = np.array([total.get(name, 0) for name in names], dtype=float) - pairs
-        self._per_pair = pairs / (self._widths.inputs * self._widths.outputs)
-        self._per_output = alone / self._widths.outputs
+    def at(widths: Mapping[str, int]) -> Mapping[str, float]:
+        row = np.array([[widths.get(group.name, group.units) for group in coupling.groups]])
+        return dict(zip(costs.widths.names, costs.by_layer(row)[0].tolist(), strict=True))
 
-    def at(self, widths: Mapping[str, int]) -> dict[str, float]:
-        """Return the FLOPs of one example by layer; groups that are not named keep all."""
-        full = self._widths.units.astype(np.int64)
-        row = np.array([widths.get(name, units) for name, units in zip(self._groups, full, strict=True)])
-        inputs, outputs = (side[0] for side in self._widths.at(row[None]))
-        spent = outputs * (inputs * self._per_pair + self._per_output)
-        return dict(zip(self._widths.names, spent.tolist(), strict=True))
+    return at
 
 
 def _pivot_ratio(triangle: Tsqr, k: int) -> float:

@@ -242,7 +242,7 @@ def _iterated(case: _Case) -> Narrowed:
         raise ValueError(
             f"{case.budget}= is no budget of rule='chee2022', which cuts until a cost is met. Pass flops=."
         )
-    cost, flops = case.cost(), chee.LayerFlops(case.dense, case.coupling, case.batches[0])
+    cost, flops = case.cost(), chee.flops_by_layer(case.dense, case.coupling, case.batches[0])
     how = {"alpha": case.settings["alpha"], "least": case.least}
     found = chee.iterative(case.dense, case.cut, case.batches, flops, cost, case.value, **how)
     _require_met({name: len(own) for name, own in found.kept.items()}, cost, case)

@@ -91,6 +91,34 @@ class LayerWidths:
         return self.inputs - removed @ self.inputs_per_unit, self.outputs - removed @ self.outputs_per_unit
 
 
+@dataclass(frozen=True, eq=False)
+class LayerCosts:
+    """What layers cost as functions of their widths.
+
+    Attributes:
+        widths: of the layers, m of them.
+        pairs: what each costs with all units ∝ inputs·outputs, shape (m,).
+        alone: what each costs besides ∝ outputs, shape (m,).
+        dense: what the whole net costs with all units.
+    """
+
+    widths: LayerWidths
+    pairs: Array
+    alone: Array
+    dense: float
+
+    def by_layer(self, rows: Widths) -> Array:
+        """Return what every layer costs, shape (n, m)."""
+        inputs, outputs = self.widths.at(rows)
+        per_pair = self.pairs / (self.widths.inputs * self.widths.outputs)
+        return np.asarray(outputs * (inputs * per_pair + self.alone / self.widths.outputs))
+
+    def total(self, rows: Widths) -> Array:
+        """Return what the net costs, shape (n, 1)."""
+        rest = self.dense - self.pairs.sum() - self.alone.sum()
+        return np.asarray(rest + self.by_layer(rows).sum(axis=1, keepdims=True))
+
+
 def layer_widths(model: nn.Module, coupling: Coupling) -> LayerWidths:
     """Collect the layers that a coupling cuts."""
     modules = dict(model.named_modules())
@@ -133,13 +161,18 @@ def flops_model(model: nn.Module, coupling: Coupling, example: Tensor, conventio
         ValueError: an unknown convention, an empty batch, or FLOPs that do not follow the widths in these ways.
     """
     one = example[:1]
+    costs = flops_of_layers(model, coupling, one, convention)
+    return _exact("FLOPs", model, coupling, costs.total, lambda net: total_flops(net, one, convention=convention))
+
+
+def flops_of_layers(model: nn.Module, coupling: Coupling, example: Tensor, convention: str = "2mac") -> LayerCosts:
+    """Return the FLOPs of one example by layer, as far as they follow a layer's own widths; see ``flops_model``."""
     widths = layer_widths(model, coupling)
-    flops = dict(layer_flops(model, one, convention=convention)[["layer", "flops"]].to_numpy().tolist())
-    products = dict(layer_flops(model, one)[["layer", "flops"]].to_numpy().tolist())
+    flops = dict(layer_flops(model, example[:1], convention=convention)[["layer", "flops"]].to_numpy().tolist())
+    products = dict(layer_flops(model, example[:1])[["layer", "flops"]].to_numpy().tolist())
     pairs = np.array([products.get(name, 0) for name in widths.names], dtype=float) * widths.is_product
     alone = np.array([flops.get(name, 0) for name in widths.names], dtype=float) - pairs
-    total = _bilinear(widths, pairs, alone, sum(flops.values()))
-    return _exact("FLOPs", model, coupling, total, lambda net: total_flops(net, one, convention=convention))
+    return LayerCosts(widths, pairs, alone, sum(flops.values()))
 
 
 def parameters_model(model: nn.Module, coupling: Coupling) -> CostModel:
@@ -158,7 +191,7 @@ def parameters_model(model: nn.Module, coupling: Coupling) -> CostModel:
     ]
     pairs = np.array(weights, dtype=float)
     total = sum(p.numel() for p in model.parameters())
-    return CostModel("parameters", _units(coupling), _bilinear(widths, pairs, held - pairs, total))
+    return CostModel("parameters", _units(coupling), LayerCosts(widths, pairs, held - pairs, total).total)
 
 
 def memory_model(model: nn.Module, coupling: Coupling, example: Tensor) -> CostModel:
@@ -195,18 +228,6 @@ def memory_model(model: nn.Module, coupling: Coupling, example: Tensor) -> CostM
     rows = _undominated(np.column_stack([rest, per_unit]))
     constant, per_unit = rows[:, 0].astype(float), rows[:, 1:].astype(float)
     return CostModel("bytes of activations", _units(coupling), lambda widths: constant + widths @ per_unit.T)
-
-
-def _bilinear(widths: LayerWidths, pairs: Array, alone: Array, total: int) -> Callable[[Widths], Array]:
-    """Return ``total`` changed by what layers cost less: ``pairs`` ∝ inputs·outputs, ``alone`` ∝ outputs."""
-    per_pair, per_output = pairs / (widths.inputs * widths.outputs), alone / widths.outputs
-    rest = total - pairs.sum() - alone.sum()
-
-    def operations(rows: Widths) -> Array:
-        inputs, outputs = widths.at(rows)
-        return np.asarray(rest + (outputs * (inputs * per_pair + per_output)).sum(axis=1, keepdims=True))
-
-    return operations
 
 
 def _exact(

@@ -109,7 +109,10 @@ def plan_channels(
         dense = copy.deepcopy(model).eval()
     except Exception as error:  # torch's, or the model's own
         reason = " ".join(str(error).split()).rstrip(".")
-        raise ValueError(f"The model cannot be copied ({reason}). Remove what is not a plain value.") from error
+        raise ValueError(
+            f"The model cannot be copied ({reason}). Remove what is not a plain value; after torch's own pruning or"
+            " weight norm call torch.nn.utils.prune.remove or remove_weight_norm."
+        ) from error
     if any(p.dtype in (torch.float16, torch.bfloat16) for p in dense.parameters()):
         dense = dense.float()
     fed = [as_input(batch, dense) for batch in batches]

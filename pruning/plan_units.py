@@ -83,3 +83,5 @@ def _has_hidden_layers(model: nn.Module) -> bool:
         return bool(hidden_layers(model))
     except ValueError:  # cannot be traced symbolically; channels are followed otherwise
         return False
+    except RuntimeError:  # cannot be copied, which plan_hidden_units explains
+        return True

@@ -15,7 +15,7 @@ from torch import nn
 from ellq.analysis.files import json_text
 from ellq.analysis.profile import LayerShape, Profile, measure
 from ellq.analysis.progress import track
-from ellq.analysis.tables import MODEL, Framed, ResultTable, plain_rows
+from ellq.analysis.tables import MODEL, ByLayer, ResultTable, plain_rows
 from ellq.theory.arguments import Array, count, open_fraction
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def compare(
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Comparison(Framed):
+class Comparison(ByLayer):
     """How two models differ in compressibility, layer by layer and as a whole.
 
     The frame has one row per layer, in model order, and a last one for the model: ``level``, ``layer``, ``units``,
@@ -120,16 +120,6 @@ class Comparison(Framed):
     names: tuple[str, str]
 
     __hash__ = None  # type: ignore[assignment]
-
-    @property
-    def layers(self) -> pd.DataFrame:
-        """The rows of the layers."""
-        return self.frame[self.frame["level"] == "layer"].reset_index(drop=True)
-
-    @property
-    def model(self) -> pd.Series[Any]:
-        """The row of the whole model."""
-        return self.frame.iloc[-1]
 
     @property
     def verdict(self) -> str:

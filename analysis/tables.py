@@ -103,6 +103,20 @@ class Framed(Shown, Protocol):
         write_text(path, self.frame.to_csv(index=False, lineterminator="\n"))
 
 
+class ByLayer(Framed, Protocol):
+    """What holds a frame with a row per layer, and last one for the whole model; its column ``level`` says which."""
+
+    @property
+    def layers(self) -> pd.DataFrame:
+        """The rows of the layers."""
+        return self.frame[self.frame["level"] == "layer"].reset_index(drop=True)
+
+    @property
+    def model(self) -> pd.Series[Any]:
+        """The row of the whole model."""
+        return self.frame.iloc[-1]
+
+
 def remarks_on_weights(
     notes: Iterable[tuple[str, str]], tied: Mapping[str, str], skipped: Mapping[str, str]
 ) -> list[str]:

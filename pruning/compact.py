@@ -18,6 +18,7 @@ from ellq.pruning.feature_graph import Feature, Indices, Mask, Network, Reader
 from ellq.pruning.features import by_units, follow, swapped, taps
 from ellq.pruning.mask_parametrization import is_masked
 from ellq.pruning.masks import refuse_computed, refuse_quantised
+from ellq.pruning.output_gap import output_gap
 from ellq.pruning.traced import calls, copy_of, symbolic, trace
 
 TOLERANCE = 1e-6  # largest change of an output, relative to the largest output
@@ -129,7 +130,7 @@ def _decide(model: nn.Module, inputs: list[Tensor]) -> _Decision:
         raise ValueError("The model returns no tensor to compare. Compact a submodule that does.")
     if not all(torch.isfinite(y).all() for y in dense):
         raise ValueError("The model's outputs on the example are not finite. Pass inputs it is made for.")
-    gap = _gap(dense, list(_tensors(graphs[0].output)))
+    gap = output_gap(dense, list(_tensors(graphs[0].output)))
     if not gap <= TOLERANCE:
         raise ValueError(
             f"The model's forward does something that its traced graph does not: their outputs differ by {gap:.3g} of"
@@ -340,13 +341,13 @@ def _compacted(model: M, inputs: list[Tensor], decided: _Decision, *, inplace: b
         dense = _run(copy_of(model), batch)
         if batch is gaussian and not all(torch.isfinite(y).all() for y in dense):
             continue  # outside the domain of the model
-        gap = _gap(dense, _run(exact, batch))
+        gap = output_gap(dense, _run(exact, batch))
         if not gap <= TOLERANCE:
             raise RuntimeError(
                 f"Removing units would change outputs by {gap:.3g} of the largest, from"
                 f" {_first_difference(model, exact, decided, batch)} on. Nothing was changed. This is a defect of ellq."
             )
-        gap = _gap(dense, _run(copy_of(small), batch))
+        gap = output_gap(dense, _run(copy_of(small), batch))
         if not gap <= max(TOLERANCE, rounding):
             names = ", ".join(sorted(str(dtype) for dtype in types))
             raise ValueError(
@@ -376,18 +377,6 @@ def _tensors(output: Any) -> Iterator[Tensor]:
             yield from _tensors(part)
 
 
-def _gap(first: list[Tensor], second: list[Tensor]) -> float:
-    """Return the largest change relative to the largest entry, output by output; NaN where one is not finite."""
-    gaps = [0.0]
-    for a, b in zip(first, second, strict=True):
-        if a.shape != b.shape:
-            return np.inf
-        scale = float(a.abs().max()) if a.numel() else 0.0
-        change = float((a.double() - b.double()).abs().max()) if a.numel() else 0.0
-        gaps.append(change / scale if scale > 0 else change)
-    return float(np.max(gaps))
-
-
 def _first_difference(model: nn.Module, small: nn.Module, decided: _Decision, inputs: list[Tensor]) -> str:
     """Return the first layer whose inputs are not those of the dense model, among the units that stay."""
     seen: list[dict[str, Tensor]] = []
@@ -409,6 +398,6 @@ def _first_difference(model: nn.Module, small: nn.Module, decided: _Decision, in
         axis = reader.source.axis
         dense = seen[0][name].index_select(axis, torch.from_numpy(np.flatnonzero(kept & needed)))
         cut = seen[1][name].index_select(axis, torch.from_numpy(np.flatnonzero(needed[kept])))
-        if not _gap([dense], [cut]) <= TOLERANCE:
+        if not output_gap([dense], [cut]) <= TOLERANCE:
             return f"the input of {name!r}"
     return "the output"

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ellq.analysis import Calibration, cost, shared_look, track, write_text
 from ellq.analysis.cost import Cost
 from ellq.analysis.files import json_text
-from ellq.analysis.tables import MODEL, Framed, ResultTable, plain_rows
+from ellq.analysis.tables import MODEL, ByLayer, ResultTable, plain_rows
 from ellq.pruning.apply import finalize
 from ellq.pruning.chain_bounds import chain_bounds
 from ellq.pruning.chain_steps import BATCH_NORMS, as_double, norm_factors, steps_of
@@ -52,7 +52,7 @@ _LISTED = 30  # examples and labels named on the page
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class MaskReport(Framed):
+class MaskReport(ByLayer):
     """What pruning changed, layer by layer and example by example.
 
     The frame has one row per weight, in model order, and a last one for the model: ``level``, ``layer``, ``units``,
@@ -86,16 +86,6 @@ class MaskReport(Framed):
     no_bound: str = ""
 
     __hash__ = None  # type: ignore[assignment]
-
-    @property
-    def layers(self) -> pd.DataFrame:
-        """The rows of the layers."""
-        return self.frame[self.frame["level"] == "layer"].reset_index(drop=True)
-
-    @property
-    def model(self) -> pd.Series[Any]:
-        """The row of the whole model."""
-        return self.frame.iloc[-1]
 
     @property
     def accuracies(self) -> tuple[float, float]:

@@ -24,6 +24,7 @@ from ellq.pruning.coupling import ChannelGroup, Coupling, channel_groups, holdin
 from ellq.pruning.coverage import Choice, covered
 from ellq.pruning.mask_parametrization import is_masked
 from ellq.pruning.masks import Maskable, maskable_weights
+from ellq.pruning.output_gap import output_gap
 from ellq.pruning.plan import Cut, Plan, plan_table
 from ellq.pruning.recalibrate import recalibrate_
 from ellq.pruning.structured import (
@@ -329,13 +330,4 @@ def _require_same(full: nn.Module, small: nn.Module, cuts: Sequence[Cut], inputs
 
 @torch.no_grad()
 def _gap(full: nn.Module, small: nn.Module, inputs: Tensor) -> float:
-    """Return the largest change of an output relative to the largest of its tensor; NaN where one is not finite."""
-    found = [tensors_in(net(inputs.clone())) for net in (full, small)]
-    gaps = [0.0]
-    for a, b in zip(*found, strict=True):
-        if a.shape != b.shape:
-            return math.inf
-        scale = float(a.double().abs().max()) if a.numel() else 0.0
-        change = float((a.double() - b.double()).abs().max()) if a.numel() else 0.0
-        gaps.append(change / scale if scale > 0 else change)
-    return float(np.max(gaps))
+    return output_gap(*(tensors_in(net(inputs.clone())) for net in (full, small)))

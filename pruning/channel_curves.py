@@ -20,7 +20,9 @@ from ellq.theory import Array, BlockPath
 from ellq.theory.arguments import Indices
 
 FRACTIONS = (0.3, 0.5, 0.7, 0.85)
-"""Of the units that are there, at how many the outputs are looked at."""
+"""Of the units that the dense network has, at how many the outputs are looked at."""
+FRACTION = 0.75
+"""Of the units that a group of a narrower network has."""
 
 
 @dataclass(frozen=True)
@@ -28,18 +30,12 @@ class Curve:
     """What outputs lose, by how many units of a group stay.
 
     Attributes:
-        errors: squared error of the outputs relative to their energy, shape (units there + 1,), never rising.
-        path: in which order units go, of positions in ``alive``.
-        alive: the units that were there, rising.
+        errors: squared error of the outputs relative to their energy, shape (units + 1,), never rising.
+        path: in which order units go.
     """
 
     errors: Array
     path: BlockPath
-    alive: Indices
-
-    def retained(self, k: int) -> Indices:
-        """Return the k units that stay, rising."""
-        return self.alive[self.path.retained(k)]
 
 
 def measured_curves(
@@ -56,9 +52,9 @@ def measured_curves(
 ) -> dict[str, Curve]:
     """Measure for each group what the outputs lose when it alone loses units, its readers being refitted.
 
-    The order in which units go and the readers' own errors come from one elimination. At a few widths the network is
-    run with that group cut; between them, outputs' errors are taken to follow the readers', times a ratio that is
-    interpolated.
+    The order in which units go and the readers' own errors come from one elimination, of all units, gone ones too. At a
+    few widths below the present one the network is run with that group cut; between them, outputs' errors are taken to
+    follow the readers', times a ratio that is interpolated.
 
     Args:
         dense: what is aimed at.
@@ -89,11 +85,11 @@ def measured_curves(
             readers = waiting.setdefault(group.name, [])
             readers.append(reader)
             if len(readers) == len(group.consumers):
-                curve = _curve(dense, changing, present[group.name], waiting.pop(group.name), outputs)
+                width = len(present[group.name])
+                curve = _curve(dense, changing, group.units, width, waiting.pop(group.name), outputs)
                 found[group.name] = curve
                 if checkpoint is not None:
                     parts = {"errors": curve.errors, "order": curve.path.order, "costs": curve.path.costs}
-                    parts |= {"alive": curve.alive}
                     tensors = {name: torch.from_numpy(np.ascontiguousarray(part)) for name, part in parts.items()}
                     checkpoint.write(stage, group.name, tensors, None)
     return found
@@ -104,7 +100,7 @@ def _known(checkpoint: ChannelCheckpoint | None, stage: str, name: str) -> Curve
     if found is None:
         return None
     parts = {key: tensor.numpy() for key, tensor in found[0].items()}
-    return Curve(parts["errors"], BlockPath(parts["order"], parts["costs"]), parts["alive"])
+    return Curve(parts["errors"], BlockPath(parts["order"], parts["costs"]))
 
 
 class OutputError:
@@ -151,20 +147,22 @@ def _about_mean(y: Tensor) -> Tensor:
 
 
 def _curve(
-    dense: nn.Module, changing: nn.Module, alive: Indices, readers: Sequence[Reader], outputs: OutputError
+    dense: nn.Module, changing: nn.Module, units: int, width: int, readers: Sequence[Reader], outputs: OutputError
 ) -> Curve:
-    path, m = order_of_removal(readers, alive), len(alive)
+    """Return the curve of a group that has ``width`` of its units in the network so far."""
+    path = order_of_removal(readers, np.arange(units))
     own, start = path.errors, outputs.of(changing)
-    widths = sorted({max(1, round(m * fraction)) for fraction in FRACTIONS} - {m})
+    fractions = FRACTIONS if width == units else (FRACTION,)
+    widths = sorted({max(1, round(width * fraction)) for fraction in fractions} - {width})
     ratios = []
     for k in widths:
         with _trial(changing, readers):
             for reader in readers:
-                install_(dense, changing, reader.fit, [reader.rows(alive[path.retained(k)])])
+                install_(dense, changing, reader.fit, [reader.rows(path.retained(k))])
             lost = max(outputs.of(changing) - start, 0.0)
-        ratios.append(lost / own[k] if own[k] > 0 else 0.0)
-    errors = own * np.interp(np.arange(m + 1), widths, ratios) if any(ratios) else own
-    return Curve(np.maximum.accumulate(errors[::-1])[::-1], path, alive)
+        ratios.append(lost / (own[k] - own[width]) if own[k] > own[width] else 0.0)
+    errors = own * np.interp(np.arange(units + 1), widths, ratios) if any(ratios) else own
+    return Curve(np.maximum.accumulate(errors[::-1])[::-1], path)
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ _SETTINGS: dict[str, dict[str, Any]] = {
         "selection": "elimination",
         "refit": "sequential",
         "widths": None,
-        "rounds": 1,
+        "rounds": 2,
         "tol_of": "layers",
         "recalibrate": False,
         "seed": 0,

@@ -82,9 +82,10 @@ def plan_channels(
             was stopped; deleted at the end.
         **settings: of the rule. ``"ellq"``: ``selection`` (one of ``SELECTIONS``), ``refit`` (one of
             ``CHANNEL_REFITS``), ``widths`` (``"measured"``: by what the outputs lose; ``"uniform"``: the same fraction
-            everywhere), ``rounds`` in which measured widths are approached, ``tol_of`` (``"layers"``, ``"outputs"``),
-            ``seed`` of the positions that are looked at. ``"chee2022"``: ``alpha``, the factor of each step. All:
-            ``recalibrate``, whether batch norms' statistics are estimated anew at the end.
+            everywhere), ``rounds`` in which what is lost is measured, each but the first in the best network so far
+            (2), ``tol_of`` (``"layers"``, ``"outputs"``), ``seed`` of the positions that are looked at. ``"chee2022"``:
+            ``alpha``, the factor of each step. All: ``recalibrate``, whether batch norms' statistics are estimated
+            anew at the end.
 
     Returns:
         The plan, with ``cuts``, ``values`` and ``left``: what stays dense, and why.
@@ -237,7 +238,7 @@ def _narrowed(case: _Case) -> Narrowed:
         every = {g.name: np.arange(g.units) for g in ahead}
         saved: dict[str, Any] = {"seed": way.seed, "checkpoint": way.checkpoint}
         curves = measured_curves(case.dense, case.dense, ahead, every, case.batches, [], **saved)
-        preferred = {name: curve.retained(widths[name]) for name, curve in curves.items()}
+        preferred = {name: curve.path.retained(widths[name]) for name, curve in curves.items()}
     return narrow_to(*net, widths, way, preferred=preferred)
 
 

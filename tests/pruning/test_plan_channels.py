@@ -17,7 +17,7 @@ import ellq
 from ellq.analysis import cost, small_conv
 from ellq.pruning import BudgetError, Plan, channel_groups
 from ellq.pruning.channel_checkpoint import ChannelCheckpoint
-from ellq.pruning.channel_curves import measured_curves
+from ellq.pruning.channel_curves import OutputError, measured_curves
 from ellq.pruning.structured import Way, narrow_to, uniform_widths
 from ellq.pruning.surgery import cut_channels_
 from ellq.pruning.widths import flops_model
@@ -231,7 +231,7 @@ def test_curves_are_what_cutting_alone_loses_and_leave_the_network_as_it_was():
         curve = curves[group.name]
         assert curve.errors[-1] == 0
         assert (np.diff(curve.errors) <= 0).all()
-        kept = curve.retained(3)  # half of them: a width at which outputs are looked at
+        kept = curve.path.retained(3)  # half of them: a width at which outputs are looked at
         alone = refitted_reader(net, net.blocks[int(group.name.split(".")[1])], kept, x)
         with torch.no_grad():
             a, b = (y - y.mean(dim=1, keepdim=True) for y in (net(x), alone))
@@ -292,10 +292,35 @@ def test_a_tolerance_of_the_authors_is_an_accurate_decomposition():
             assert (np.linalg.norm(rest, 2) <= 0.2 * np.linalg.norm(A, 2)) == is_accurate
 
 
-def test_several_rounds_meet_the_budget_too():
+def test_later_rounds_meet_the_budget_and_lose_no_more():
+    net, x = residual(1, width=10, inner=12), images(300)
+    outputs = OutputError(net, [x])
+    small = [ellq.prune(net, x, method="id", flops=0.3, rounds=rounds) for rounds in (1, 2, 3)]
+    for one in small:
+        assert cost(one, x[:1]).flops <= 0.3 * cost(net, x[:1]).flops
+    errors = [outputs.of(one) for one in small]
+    assert errors[1] <= errors[0] * (1 + 1e-4) and errors[2] <= errors[1] * (1 + 1e-4)
+    assert errors[1] < 0.9 * errors[0]
+
+
+def test_in_a_narrower_network_a_curve_counts_from_the_present_width():
     net, x = residual(), images(20)
-    small = ellq.prune(net, x, method="id", flops=0.5, rounds=2)
-    assert cost(small, x[:1]).flops <= 0.5 * cost(net, x[:1]).flops
+    groups = channel_groups(net, x[:2]).groups
+    group = next(group for group in groups if len(group.consumers) == 1)
+    at = {k: narrow_to(net, groups, [x], {g.name: 6 for g in groups} | {group.name: k}, Way()) for k in (4, 3)}
+    every = {group.name: np.arange(group.units) for group in groups}
+    narrow = at[4].model
+    before = snapshot(narrow)
+    curve = measured_curves(net, narrow, groups, every | dict(at[4].kept), [x], [x])[group.name]
+    assert_unchanged(narrow, before)
+    cut = copy.deepcopy(narrow)  # three quarters of them: the width that is looked at
+    reader = group.consumers[0].module
+    for name in (reader, reader.replace("down", "end")):
+        cut.get_submodule(name).load_state_dict(at[3].model.get_submodule(name).state_dict())
+    outputs = OutputError(net, [x])
+    lost = outputs.of(cut) - outputs.of(narrow)
+    assert lost > 0
+    assert curve.errors[3] - curve.errors[4] == pytest.approx(lost, rel=1e-3)
 
 
 def test_uniform_widths_are_the_largest_within_the_budget():

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ellq.pruning import compact as compact
     from ellq.pruning import finalize as finalize
     from ellq.pruning import gradual as gradual
+    from ellq.pruning import iterate as iterate
     from ellq.pruning import load as load
     from ellq.pruning import plan as plan
     from ellq.pruning import prune as prune
@@ -39,6 +40,7 @@ _HOME = {
     "finalize": "ellq.pruning",
     "compact": "ellq.pruning",
     "gradual": "ellq.pruning",
+    "iterate": "ellq.pruning",
     "prune": "ellq.pruning",
     "save": "ellq.pruning",
     "load": "ellq.pruning",
@@ -56,6 +58,7 @@ __all__ = [  # noqa: RUF022 -- in the order a user meets them
     "compact",
     "prune",
     "gradual",
+    "iterate",
     "save",
     "load",
     "report",

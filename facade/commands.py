@@ -11,6 +11,8 @@ from typing import Any, Literal
 
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
+_LOGS = ("iterations.csv", "epochs.csv", "flows.csv")
+
 
 class UsageError(Exception):
     """An argument that parses but is out of range."""
@@ -281,8 +283,8 @@ def prune_checkpoint(
     parameters: float | None = None,
     memory: float | None = None,
     latency: float | None = None,
-    method: Literal["lq", "id"] = "lq",
-    rule: str = "ellq",
+    method: Literal["lq", "id", "imp"] = "lq",
+    rule: str | None = None,
     settings: dict[str, int | float | str] | None = None,
     q: float | None = None,
     least: NonNegativeInt | None = None,
@@ -306,12 +308,22 @@ def prune_checkpoint(
     compact: bool = False,
     model: str | None = None,
     data: str | None = None,
-    samples: PositiveInt = 2000,
+    samples: PositiveInt | None = None,
     mean: list[float] | None = None,
     std: list[float] | None = None,
     plot: str | None = None,
     report: str | None = None,
     export: Literal["auto", "none", "pt2", "onnx"] = "auto",
+    iterations: PositiveInt | None = None,
+    cap: PositiveInt | None = None,
+    stop: Literal["accuracy", "flow", "gradient", "fixed", "patience", "early-bird", "random"] | None = None,
+    stopping: dict[str, int | float | str] | None = None,
+    rewind: int | str | None = None,
+    warm_up: NonNegativeInt | None = None,
+    schedule: Literal["geometric", "cubic", "one-shot"] | None = None,
+    training: dict[str, int | float | str] | None = None,
+    checkpoint: str | None = None,
+    seed: NonNegativeInt | None = None,
 ) -> None:
     """Prune a checkpoint and write the smaller model to a folder, as model.safetensors and plan.json.
 
@@ -320,7 +332,8 @@ def prune_checkpoint(
     model, so they need --model and --data (flow and synflow no data where the first layer is Linear). Give one budget:
     --sparsity or --tol; for method lq also --nonzeros, --bytes or --pattern; for method id also --flops, --parameters,
     --memory or --latency, which cut channels of any layers. Method id also writes model.pt2, which runs without the
-    model's class, and for channels report.html.
+    model's class, and for channels report.html. Method imp prunes by --sparsity in --iterations, retrains on --data
+    after each until --stop or the --cap of epochs, and also writes iterations.csv, epochs.csv and flows.csv.
 
     Args:
         weights: checkpoint with the weights to prune.
@@ -337,10 +350,11 @@ def prune_checkpoint(
         parameters: fraction of the parameters to retain (method id).
         memory: fraction to retain of the most memory that activations take at once (method id).
         latency: fraction to retain of the time the layers take, measured on this machine (method id).
-        method: lq (weights set to zero, per unit) or id (hidden units or channels removed, what reads them corrected).
-        rule: ellq, flow, exact, least_bound, yang2022, diao2023, uniform, global, lamp, erk, synflow, snip, taylor or
-            wanda
-            (method lq); ellq, chee2021 or chee2022 (method id).
+        method: lq (weights set to zero, per unit), id (hidden units or channels removed, what reads them corrected) or
+            imp (weights set to zero again and again, retrained between).
+        rule: ellq (the default), flow, exact, least_bound, yang2022, diao2023, uniform, global, lamp, erk, synflow,
+            snip, taylor or wanda (method lq); ellq (the default), chee2021 or chee2022 (method id); those of lq, of
+            which global is the default, or gharatappeh2025 (method imp).
         settings: of the rule, as '{"scope": "layer", "gamma": 3}'.
         q: order of the quasi-norm, for the rules that have one.
         least: how many weights every unit retains at least (lq), or units every group of channels (id).
@@ -355,14 +369,27 @@ def prune_checkpoint(
         model: where the model comes from, as package.module:function; called without arguments.
         data: what is calibrated on: the train part of a data set, by name, such as digits or mnist; or inputs as the
             model takes them, in a file: .npy, or .npz with inputs and labels.
-        samples: at most how many of its examples to use.
+        samples: at most how many of its examples to use; by default 2000, and all of them for method imp.
         mean: what to subtract from each channel of a data set's inputs in [0, 1].
         std: what to divide each channel by after that.
-        plot: also draw what every layer retains to this file (.png, .svg or .pdf).
+        plot: also draw what every layer retains, for method imp how it went, to this file (.png, .svg or .pdf).
         report: also run both models on data, and write what every layer's outputs changed by, bounds, accuracy and
             agreement as one HTML page to this file; examples of the test part are held out.
         export: also write model.pt2, by torch.export, or model.pt2 and model.onnx (onnx); needs --model and --data.
             auto is pt2 for method id, left out where the model cannot be exported.
+        iterations: how often to prune and retrain (this and what follows: method imp).
+        cap: the most epochs of an iteration.
+        stop: when to stop retraining before the cap: accuracy (the dense net's is back on a validation split), flow or
+            gradient (within epsilon of the dense net's), fixed, patience, early-bird (the masks hardly change) or
+            random.
+        stopping: settings of the stop, as '{"tolerance": 0.01}', '{"epsilon": 0.1, "kind": "absolute", "monitored":
+            512}' or '{"epochs": 5}'. Without epsilon, the flows on halves of the monitored inputs tell one.
+        rewind: what retraining goes back to: warm-up (the default), start, an epoch of the warm-up, none or rate.
+        warm_up: epochs of the dense net first; by default none, as of a checkpoint that is trained.
+        schedule: how sparsity rises: geometric (the default), cubic or one-shot.
+        training: of SGD or AdamW, as '{"learning_rate": 0.01, "schedule": "cosine", "batch_size": 128}'.
+        checkpoint: folder to keep the latest state in; a run that was stopped goes on there.
+        seed: of everything random; by default 0.
     """
     from ellq.analysis import read_checkpoint
     from ellq.pruning import apply, plan
@@ -374,10 +401,35 @@ def prune_checkpoint(
     from ellq.pruning.structured import CHANNEL_REFITS, SELECTIONS
 
     _picture_format(plot)
+    of_loop = {"iterations": iterations, "cap": cap, "stop": stop, "stopping": stopping, "rewind": rewind}
+    of_loop |= {"warm_up": warm_up, "schedule": schedule, "training": training, "checkpoint": checkpoint, "seed": seed}
     for_masks = {"nonzeros": nonzeros, "bytes": bytes, "pattern": pattern}
     for_channels = {"flops": flops, "parameters": parameters, "memory": memory, "latency": latency}
     budgets = {"sparsity": sparsity, "tol": tol} | for_masks | for_channels
     budget = {name: value for name, value in budgets.items() if value is not None}
+    if method == "imp":
+        unfit = {**budgets, "report": report, "pattern": pattern, "round_to": round_to, "selection": selection}
+        unfit |= {"refit": None if refit == "auto" else refit, "export": None if export == "auto" else export}
+        _prune_iteratively(
+            weights,
+            out,
+            rule or "global",
+            {"q": q, "least": least, "include": include, "exclude": exclude, **(settings or {})},
+            of_loop | {"sparsity": sparsity},
+            {name: value for name, value in unfit.items() if value is not None and name != "sparsity"},
+            model=model,
+            data=data,
+            samples=samples,
+            mean=mean,
+            std=std,
+            compact=compact,
+            plot=plot,
+        )
+        return
+    stray = next((name for name, value in of_loop.items() if value is not None), None)
+    if stray is not None:
+        raise UsageError(f"{stray} is for method imp. Choose that, or leave it out.")
+    rule, samples = rule or "ellq", samples or 2000
     if len(budget) != 1:
         raise UsageError(
             "Give either --sparsity or --tol, --nonzeros, --bytes, --pattern, --flops, --parameters, --memory or"
@@ -448,6 +500,146 @@ def prune_checkpoint(
         if report:
             page.to_html(report)
     print(f"Written: {out}")
+
+
+def _prune_iteratively(
+    weights: str,
+    out: str,
+    rule: str,
+    choices: dict[str, Any],
+    of_loop: dict[str, Any],
+    unfit: dict[str, Any],
+    *,
+    model: str | None,
+    data: str | None,
+    samples: int | None,
+    mean: list[float] | None,
+    std: list[float] | None,
+    compact: bool,
+    plot: str | None,
+) -> None:
+    """Prune by method imp: choices are of the masks, of_loop of the loop, unfit what belongs to other methods."""
+    from ellq.analysis import accuracy, new_folder, read_checkpoint
+    from ellq.pruning import EpochTrainer, iterate, write_into
+    from ellq.pruning.artefact import DESCRIPTION, WEIGHTS
+    from ellq.pruning.plan_masks import LQ_RULES
+    from ellq.pruning.scores import SCORE_RULES
+
+    is_released = rule == "gharatappeh2025"
+    if unfit:
+        raise UsageError(f"{next(iter(unfit))} is not for method imp. Leave it out.")
+    if not is_released and rule not in LQ_RULES:
+        raise UsageError(f"rule={rule!r} is not a rule of method 'imp'.")
+    if model is None or data is None:
+        raise UsageError("Method imp trains the model. Give --model package.module:function and --data NAME.")
+    if not model.partition(":")[2]:
+        raise UsageError(f"model={model!r} names no function. Write package.module:function.")
+    options = {name: value for name, value in of_loop.items() if value is not None}
+    needed = ("iterations", "cap") if is_released else ("iterations", "cap", "sparsity")
+    lacking = next((name for name in needed if name not in options), None)
+    if lacking is not None or isinstance(options.get("sparsity"), dict):
+        raise UsageError(f"Method imp needs one number as --{lacking or 'sparsity'}.")
+    net = _build(model)
+    _fill(net, read_checkpoint(weights), weights)
+    seed = options.setdefault("seed", 0)
+    (inputs, labels), (held_inputs, held_labels) = _split(data, samples, seed, mean=mean, std=std)
+    options["stop"] = _stop(options.get("stop"), options.pop("stopping", {}), net, inputs, labels, seed)
+    training = options.pop("training", {})
+    if training.get("schedule") == "cosine" and "epochs" not in training:
+        rounds = options["iterations"] if options.get("rewind") == "none" else 1
+        training = training | {"epochs": options.get("warm_up", 0) + rounds * options["cap"]}
+    try:
+        trainer = EpochTrainer(inputs, labels, **{"learning_rate": 0.01, **training})
+    except TypeError as error:
+        raise UsageError(f"training={training} does not fit: {error}.") from error
+    plan_with = {name: value for name, value in choices.items() if value is not None}
+    if not is_released:
+        plan_with["rule"] = rule
+        if rule in SCORE_RULES or rule == "least_bound":
+            plan_with["calibration"] = _labelled(inputs, labels) if rule in SCORE_RULES else inputs
+
+    def on_validation(pruned: Any) -> float:
+        return accuracy(pruned, held_inputs, held_labels)
+
+    with new_folder(out, replaces=(WEIGHTS, DESCRIPTION, *_LOGS)) as folder:
+        found = iterate(
+            net,
+            trainer,
+            on_validation,
+            plan_with=plan_with,
+            rule="gharatappeh2025" if is_released else "ellq",
+            **options,
+        )
+        final = _compacted(found.model.eval(), inputs[:64]) if compact else found.model.eval()
+        write_into(folder, final)
+        for name, table in zip(_LOGS, (found.iterations, found.epochs, found.flows), strict=True):
+            table.to_csv(folder / name, index=False, lineterminator="\n")
+    if plot:
+        _draw(plot, found.plot())
+    print(found.iterations.to_string(index=False, float_format="{:.4g}".format))
+    if not _is_array_file(data):
+        test_inputs, test_labels = _inputs(data, 10**9, mean=mean, std=std, part="test")
+        scores = [accuracy(each, test_inputs, test_labels) for each in (net, final)]
+        print(f"Accuracy on the test part: {scores[0]:.4f} as given, {scores[1]:.4f} pruned")
+    print(f"Written: {out}")
+
+
+def _split(
+    data: str, samples: int | None, seed: int, *, mean: list[float] | None, std: list[float] | None
+) -> tuple[tuple[Any, Any], tuple[Any, Any]]:
+    """Return inputs and labels to train on, and a tenth of all, of a data set's train part, to validate on."""
+    import numpy as np
+
+    from ellq.analysis import datasets
+
+    if not _is_array_file(data):
+        whole = datasets.load(data, "train")
+        parts = datasets.partition(whole.select(range(min(samples or len(whole), len(whole)))), fit=0.9, validation=0.1)
+        both = [(part.inputs(mean=mean, std=std), part.labels) for part in parts.values()]
+        return both[0], both[1]
+    inputs, labels = _inputs(data, samples or 10**9, mean=mean, std=std)
+    if labels is None:
+        raise ValueError(f"{data} holds no labels to train on. Write it by numpy.savez(file, inputs=, labels=).")
+    order = np.random.default_rng(seed).permutation(len(inputs))
+    held, fit = np.split(order, [-(-len(order) // 10)])
+    return (inputs[fit], labels[fit]), (inputs[held], labels[held])
+
+
+def _stop(name: str | None, settings: dict[str, Any], net: Any, inputs: Any, labels: Any, seed: int) -> Any:
+    """Return a stopping rule by its name; a flow's monitor looks at the first inputs."""
+    from ellq.analysis.flows import FlowMonitor
+    from ellq.analysis.gradient_flow import GradientMonitor
+    from ellq.pruning import calibrate_epsilon_on_halves, stopping
+
+    if name is None:
+        if settings:
+            raise UsageError("stopping holds settings of a stop. Give --stop.")
+        return None
+    own = dict(settings)
+    makers: dict[str, Any] = {
+        "accuracy": stopping.accuracy_back,
+        "fixed": stopping.fixed,
+        "patience": stopping.patience,
+        "early-bird": stopping.masks_stable,
+        "random": partial(stopping.random_stop, **({} if "seed" in own else {"seed": seed})),
+    }
+    try:
+        if name in makers:
+            return makers[name](**own)
+        import torch
+
+        examples = [inputs[: own.pop("monitored", 512)]]
+        if name == "gradient":
+            examples.append(torch.as_tensor(labels[: len(examples[0])]))
+        epsilon = own.pop("epsilon", None)
+        make = partial(GradientMonitor if name == "gradient" else FlowMonitor, **own)
+        monitor = make(*examples)
+    except TypeError as error:
+        raise UsageError(f"stopping={settings} does not fit stop={name!r}: {error}.") from error
+    if epsilon is None:
+        epsilon = calibrate_epsilon_on_halves(make, net, *examples, seed=seed)
+        print(f"epsilon={epsilon:.4g}, from flows on halves of {len(examples[0])} inputs")
+    return (stopping.gradient_back if name == "gradient" else stopping.flow_back)(monitor, epsilon)
 
 
 def _save(model: Any, out: str, plan: Any, report: Any, inputs: Any, export: str) -> None:

@@ -6,6 +6,7 @@
 import numpy as np
 from flint import arb, ctx
 
+import oracles_flows
 import oracles_measures
 import oracles_skeletons
 from ellq.theory import skeleton_residual
@@ -301,5 +302,6 @@ SIDES = {
     "multilayer-box": _multilayer_box,
     "risk-empirical": _risk,
     **oracles_skeletons.SIDES,
+    **oracles_flows.SIDES,
 }
 SIDES = {id: precisely(sides) for id, sides in SIDES.items()}

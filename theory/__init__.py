@@ -3,6 +3,7 @@
 # These register the statements.
 from ellq.theory import theorems_allocation as theorems_allocation
 from ellq.theory import theorems_approximation as theorems_approximation
+from ellq.theory import theorems_flows as theorems_flows
 from ellq.theory import theorems_measures as theorems_measures
 from ellq.theory import theorems_propagation as theorems_propagation
 from ellq.theory import theorems_reweighting as theorems_reweighting
@@ -68,6 +69,20 @@ from ellq.theory.confidence import mean_upper_limit_bernstein as mean_upper_limi
 from ellq.theory.confidence import share_upper_limit as share_upper_limit
 from ellq.theory.falsify import Attack as Attack
 from ellq.theory.falsify import attack as attack
+from ellq.theory.flows import FLOWS as FLOWS
+from ellq.theory.flows import absolute_correlation as absolute_correlation
+from ellq.theory.flows import copula_information as copula_information
+from ellq.theory.flows import gaussian_information as gaussian_information
+from ellq.theory.flows import linear_cka as linear_cka
+from ellq.theory.flows import rms_correlation as rms_correlation
+from ellq.theory.flows import signed_correlation as signed_correlation
+from ellq.theory.gaussian_layers import canonical_correlations as canonical_correlations
+from ellq.theory.gaussian_layers import correlation_information as correlation_information
+from ellq.theory.gaussian_layers import flow_distance_limit as flow_distance_limit
+from ellq.theory.gaussian_layers import hidden_information as hidden_information
+from ellq.theory.gaussian_layers import layer_information as layer_information
+from ellq.theory.gaussian_layers import linear_information as linear_information
+from ellq.theory.gaussian_layers import unit_information as unit_information
 from ellq.theory.histogram import MagnitudeHistogram as MagnitudeHistogram
 from ellq.theory.id_bounds import eckart_young_floor as eckart_young_floor
 from ellq.theory.id_bounds import frobenius_norm as frobenius_norm
@@ -114,6 +129,10 @@ from ellq.theory.measures import pq_index as pq_index
 from ellq.theory.measures import sparsity_index as sparsity_index
 from ellq.theory.measures import tail_index as tail_index
 from ellq.theory.measures import weak_quasinorm as weak_quasinorm
+from ellq.theory.pair_moments import FewSamplesWarning as FewSamplesWarning
+from ellq.theory.pair_moments import PairMoments as PairMoments
+from ellq.theory.pair_moments import PairSums as PairSums
+from ellq.theory.pair_moments import pair_moments as pair_moments
 from ellq.theory.power_kernel import power_sums_error as power_sums_error
 from ellq.theory.power_kernel import power_sums_fast as power_sums_fast
 from ellq.theory.power_sums import PowerSums as PowerSums

@@ -25,16 +25,9 @@ from torch.utils.data import ConcatDataset, DataLoader, Subset, TensorDataset
 
 from ellq.pruning import plan
 from ellq.pruning.apply import apply, finalize
-from ellq.pruning.gradual import (
-    CHECKPOINT,
-    SCHEDULES,
-    GradualError,
-    cubic,
-    geometric,
-    gradual,
-    one_shot,
-)
+from ellq.pruning.gradual import CHECKPOINT, GradualError, gradual
 from ellq.pruning.mask_parametrization import is_masked, masks_of
+from ellq.pruning.schedules import SCHEDULES
 from ellq.pruning.training import ClassifierTrainer
 from pruned_nets import assert_unchanged, gaussian, mlp, same_bits, snapshot
 
@@ -71,29 +64,6 @@ def same_results(first, second) -> bool:
     )
     columns = [name for name in first.table.columns if name != "seconds"]
     return same_masks and same_bits(first.model, second.model) and first.table[columns].equals(second.table[columns])
-
-
-class TestSchedules:
-    @given(st.sampled_from(sorted(SCHEDULES)), st.integers(1, 40), st.floats(1e-6, 1 - 1e-6))
-    def test_rise_to_the_sparsity_exactly(self, name, steps, sparsity):
-        values = [SCHEDULES[name](step, steps, sparsity) for step in range(steps + 1)]
-        assert values[0] == 0.0
-        assert values[-1] == sparsity
-        assert all(0 <= a <= b * (1 + 1e-15) for a, b in itertools.pairwise(values))
-
-    @given(st.integers(1, 40), st.floats(1e-6, 0.999))
-    def test_geometric_keeps_the_same_fraction_each_time(self, steps, sparsity):
-        retained = [1 - geometric(step, steps, sparsity) for step in range(steps + 1)]
-        ratios = [b / a for a, b in itertools.pairwise(retained)]
-        np.testing.assert_allclose(ratios, (1 - sparsity) ** (1 / steps), rtol=1e-9)
-
-    def test_cubic_is_that_of_zhu_and_gupta(self):
-        assert cubic(5, 10, 0.8) == pytest.approx(0.8 * (1 - 0.5**3))
-        assert cubic(5, 10, 0.8, initial=0.4) == pytest.approx(0.8 - 0.4 * 0.125)
-        assert cubic(0, 10, 0.8, initial=0.4) == pytest.approx(0.4)
-
-    def test_one_shot_removes_all_at_once(self):
-        assert [one_shot(step, 3, 0.7) for step in range(4)] == [0, 0.7, 0.7, 0.7]
 
 
 class TestSteps:
@@ -449,6 +419,7 @@ import os, random, signal, sys, time
 import torch
 from torch import nn
 from ellq.pruning.gradual import gradual
+from ellq.pruning.schedules import SCHEDULES
 from ellq.pruning.training import ClassifierTrainer
 from safetensors.torch import save_file
 
@@ -527,10 +498,10 @@ def test_a_run_stopped_at_any_stage_ends_in_the_same_bits(tmp_path_factory, stag
 
         place, name = {
             "read": ("ellq.pruning.gradual", "_read"),
-            "plan": ("ellq.pruning.gradual", "plan"),
+            "plan": ("ellq.pruning.replan", "plan"),
             "train": ("torch.optim", "SGD"),
             "write": ("os", "replace"),
-            "written": ("ellq.pruning.gradual", "_masked"),
+            "written": ("ellq.pruning.gradual", "masked_model"),
         }[stage]
         with pytest.MonkeyPatch.context() as patch:
             module = sys.modules[place]
@@ -588,7 +559,7 @@ class TestArguments:
         def decide(model, sparsity):
             return plan(model, INPUTS, method="id", sparsity=sparsity)
 
-        with pytest.raises(GradualError, match="method 'id', but gradual pruning masks"):
+        with pytest.raises(GradualError, match="method 'id', but pruning in steps masks"):
             gradual(mlp(4, 9, 3), nothing, **OPTIONS, plan_with=decide)
 
 

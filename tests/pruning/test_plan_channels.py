@@ -299,7 +299,7 @@ def test_later_rounds_meet_the_budget_and_lose_no_more():
     for one in small:
         assert cost(one, x[:1]).flops <= 0.3 * cost(net, x[:1]).flops
     errors = [outputs.of(one) for one in small]
-    assert errors[1] <= errors[0] * (1 + 1e-4) and errors[2] <= errors[1] * (1 + 1e-4)
+    assert errors[2] <= errors[1] * (1 + 1e-4)
     assert errors[1] < 0.9 * errors[0]
 
 
@@ -573,7 +573,7 @@ class StopError(Exception):
     """Stands for a kill."""
 
 
-@pytest.mark.parametrize("stop_after", [1, 3, 5, 8])
+@pytest.mark.parametrize("stop_after", [1, 3, 8, 10, 14])
 def test_a_pruning_that_was_stopped_goes_on_to_the_same_result(tmp_path, monkeypatch, stop_after):
     net, x = residual(), images(300)
     expected = ellq.plan(net, x, method="id", flops=0.5)
@@ -592,7 +592,7 @@ def test_a_pruning_that_was_stopped_goes_on_to_the_same_result(tmp_path, monkeyp
     written = []
     monkeypatch.setattr(ChannelCheckpoint, "write", lambda *a: written.append(a) or whole(*a))
     found = ellq.plan(net, x, method="id", flops=0.5, checkpoint=tmp_path / "place")
-    assert len(written) == 9 - stop_after  # three groups and six layers
+    assert len(written) == 18 - stop_after  # in two rounds three groups and six layers
     assert found.to_json() == expected.to_json()
     assert not list(tmp_path.iterdir())
 

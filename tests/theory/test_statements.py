@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 import cases_allocation
 import cases_approximation
+import cases_flows
 import cases_measures
 import cases_propagation
 import cases_reweighting
@@ -30,6 +31,7 @@ from ellq.theory.statements import Statement, Verdict, register
 SUBJECTS = (
     cases_allocation,
     cases_approximation,
+    cases_flows,
     cases_measures,
     cases_propagation,
     cases_reweighting,

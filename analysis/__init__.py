@@ -18,6 +18,7 @@ from ellq.analysis.datasets import refuse_overlap as refuse_overlap
 from ellq.analysis.digest import digest as digest
 from ellq.analysis.distributed import add_up as add_up
 from ellq.analysis.distributed import gather as gather
+from ellq.analysis.distributed import joined as joined
 from ellq.analysis.evaluate import accuracy as accuracy
 from ellq.analysis.evaluate import agreement as agreement
 from ellq.analysis.evaluate import predict as predict

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, TypeVar, cast
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -63,6 +64,15 @@ def mean_of(tensors: Sequence[Tensor], weight: float) -> list[Tensor]:
     total = sum(share for _, share in found)
     means = [sum(share / total * parts[number] for parts, share in found) for number in range(len(tensors))]
     return [mean.to(tensor) for mean, tensor in zip(means, tensors, strict=True)]
+
+
+def joined(tensor: Tensor) -> Tensor:
+    """Return all processes' tensors one after another along the first axis; the tensor without a process group."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return tensor
+    found: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, tensor.detach().cpu())
+    return torch.cat(found).to(tensor.device)
 
 
 def _from(rank: int, value: AnyAccumulator, group: dist.ProcessGroup | None) -> AnyAccumulator:

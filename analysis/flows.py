@@ -27,6 +27,7 @@ from ellq.analysis.layer_pairs import (
 from ellq.analysis.progress import track
 from ellq.analysis.tables import Framed, ResultTable
 from ellq.theory import FLOWS, Array, FewSamplesWarning, PairSums, copula_information
+from ellq.theory.arguments import count
 
 KINDS = (*FLOWS, "copula")
 """The flows that can be measured, each by its default estimator; the copula's needs all samples at once."""
@@ -63,9 +64,9 @@ def flows(
         The table.
 
     Raises:
-        TypeError: inputs or pairs of another type.
-        ValueError: an unknown name; no inputs; a layer that gives NaN or infinity, or has no flow of this kind on so
-            few inputs; the layer or the pair is named.
+        TypeError: inputs or pairs of another type, or batch_size is no whole number.
+        ValueError: an unknown name; no inputs; batch_size < 1; a layer that gives NaN or infinity, or has no flow of
+            this kind on so few inputs; the layer or the pair is named.
 
     Warns:
         FewSamplesWarning: fewer inputs than units, for kinds that are not valid then.
@@ -136,8 +137,8 @@ class FlowMonitor:
         FewSamplesWarning: at the first call, as ``flows``.
 
     Raises:
-        TypeError: inputs is not a tensor, or pairs are no pairs of names.
-        ValueError: an unknown kind or place, or no inputs.
+        TypeError: inputs is not a tensor, pairs are no pairs of names, or batch_size is no whole number.
+        ValueError: an unknown kind or place, no inputs, or batch_size < 1.
     """
 
     def __init__(
@@ -154,7 +155,8 @@ class FlowMonitor:
         if inputs.ndim == 0 or len(inputs) < 2:
             raise ValueError(f"inputs has shape {tuple(inputs.shape)}. Pass at least two inputs, batched along axis 0.")
         self.kind = _checked(kind, "kind", KINDS)
-        self._inputs, self._at, self._batch_size = inputs, _checked(at, "at", PLACES), batch_size
+        self._inputs, self._at = inputs, _checked(at, "at", PLACES)
+        self._batch_size = count(batch_size, "batch_size", low=1, high=2**31)
         self._asked: Pairs = "graph" if pairs is None else pairs if isinstance(pairs, str) else listed_pairs(pairs)
         self._has_warned = False
         self._pairs: tuple[Pair, ...] = () if isinstance(self._asked, str) else tuple(self._asked)
@@ -282,6 +284,7 @@ def flow_sums(
         TypeError, ValueError: as ``flows``.
     """
     _checked(at, "at", PLACES)
+    count(batch_size, "batch_size", low=1, high=2**31)
     batches = as_batches(inputs, batch_size=batch_size)
     graph = layer_graph(model, next(iter(batches)))
     chosen = chosen_pairs(model, pairs, graph)

@@ -302,6 +302,7 @@ def prune_checkpoint(
         "obs",
         "reweight",
         "sparsegpt",
+        "joint",
         "sequential",
         "fold",
     ] = "auto",
@@ -364,7 +365,7 @@ def prune_checkpoint(
         exclude: none of the weights that match one of these.
         refit: what the layers become besides being masked (method lq). auto is, for rule ellq, obs with --model and
             --data (least_squares for a tolerance or a pattern), synthetic with --model alone, and none otherwise. For
-            method id: sequential (what auto is for channels), fold or none.
+            method id: joint (what auto is for channels), sequential, fold or none.
         compact: also cut out units that are constant or unread; needs --model and --data.
         model: where the model comes from, as package.module:function; called without arguments.
         data: what is calibrated on: the train part of a data set, by name, such as digits or mnist; or inputs as the
@@ -383,7 +384,8 @@ def prune_checkpoint(
             gradient (within epsilon of the dense net's), fixed, patience, early-bird (the masks hardly change) or
             random.
         stopping: settings of the stop, as '{"tolerance": 0.01}', '{"epsilon": 0.1, "kind": "absolute", "monitored":
-            512}' or '{"epochs": 5}'. Without epsilon, the flows on halves of the monitored inputs tell one.
+            512}' or '{"epochs": 5}'. Without epsilon, the flows of the given net on halves of the monitored inputs tell
+            one. Rule gharatappeh2025 stops by its own flow, epsilon 1, or by accuracy, unless told otherwise.
         rewind: what retraining goes back to: warm-up (the default), start, an epoch of the warm-up, none or rate.
         warm_up: epochs of the dense net first; by default none, as of a checkpoint that is trained.
         schedule: how sparsity rises: geometric (the default), cubic or one-shot.
@@ -543,8 +545,13 @@ def _prune_iteratively(
     _fill(net, read_checkpoint(weights), weights)
     seed = options.setdefault("seed", 0)
     (inputs, labels), (held_inputs, held_labels) = _split(data, samples, seed, mean=mean, std=std)
-    options["stop"] = _stop(options.get("stop"), options.pop("stopping", {}), net, inputs, labels, seed)
-    training = options.pop("training", {})
+    stopping, training = options.pop("stopping", {}), options.pop("training", {})
+    if is_released:
+        training = {"momentum": 0.0} | training
+        if options.setdefault("stop", "flow") == "flow":
+            released = {"kind": "signed", "pairs": "released", "epsilon": 1.0, "monitored": len(inputs)}
+            stopping = released | stopping
+    options["stop"] = _stop(options.get("stop"), stopping, net, inputs, labels, seed)
     if training.get("schedule") == "cosine" and "epochs" not in training:
         rounds = options["iterations"] if options.get("rewind") == "none" else 1
         training = training | {"epochs": options.get("warm_up", 0) + rounds * options["cap"]}
@@ -595,6 +602,9 @@ def _split(
     if not _is_array_file(data):
         whole = datasets.load(data, "train")
         parts = datasets.partition(whole.select(range(min(samples or len(whole), len(whole)))), fit=0.9, validation=0.1)
+        small = next((name for name, part in parts.items() if not len(part)), None)
+        if small is not None:
+            raise UsageError(f"samples={samples} leaves nothing for the {small} split. Give more.")
         both = [(part.inputs(mean=mean, std=std), part.labels) for part in parts.values()]
         return both[0], both[1]
     inputs, labels = _inputs(data, samples or 10**9, mean=mean, std=std)
@@ -628,7 +638,9 @@ def _stop(name: str | None, settings: dict[str, Any], net: Any, inputs: Any, lab
             return makers[name](**own)
         import torch
 
-        examples = [inputs[: own.pop("monitored", 512)]]
+        from ellq.theory.arguments import count
+
+        examples = [inputs[: count(own.pop("monitored", 512), "monitored", low=2, high=2**62)]]
         if name == "gradient":
             examples.append(torch.as_tensor(labels[: len(examples[0])]))
         epsilon = own.pop("epsilon", None)

@@ -6,7 +6,7 @@ import copy
 import math
 import warnings
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ellq.analysis import track
 from ellq.pruning.channel_checkpoint import ChannelCheckpoint, listed, unlisted
 from ellq.pruning.coupling import ChannelGroup
+from ellq.pruning.joint_refit import refit_together_
 from ellq.pruning.layer_problem import RIDGE, Problem, problems_of
 from ellq.pruning.patches import PatchLayer, as_rows
 from ellq.pruning.refit import layers_of, weight_name
@@ -191,6 +192,7 @@ def refit_in_order(
     batches: Sequence[Tensor],
     *,
     chooses: bool = True,
+    together: bool = True,
     seed: int = 0,
     checkpoint: ChannelCheckpoint | None = None,
     stage: str = "refit",
@@ -207,6 +209,7 @@ def refit_in_order(
         kept: which units they keep, by name, as far as that is decided.
         batches: calibration inputs.
         chooses: whether the units of groups that one layer reads are chosen anew there and then.
+        together: whether a layer and the one that alone makes what it reads are refitted together too.
         seed: of the positions that are looked at.
         checkpoint: keeps every layer that is done, and has those that were.
         stage: under which name.
@@ -229,14 +232,14 @@ def refit_in_order(
             if chooses and reading.is_only and widths[name] < units:
                 reader = readers_of(fit, own, chosen)[number]
                 chosen[name] = order_of_removal([reader], np.arange(units), least=widths[name]).retained(widths[name])
-        if own:
-            reader = readers_of(fit, own, chosen)[0]
-            weights = [reader.rows(chosen[reader.reading.group.name])]
-        else:
-            weights = [fit_rows_of(problem) for problem in fit.problems]
-        install_(dense, changing, fit, weights)
+        install_(dense, changing, fit, _rows(fit, own, chosen))
+        maker = arrival.maker if together and arrival.maker is not None and arrival.maker.name in layers else None
+        if maker is not None and refit_together_(changing, arrival, torch.from_numpy(fit.importance)):
+            again = layer_fit(dense, arrival, seed=seed)
+            install_(dense, changing, again, _rows(again, own, chosen))
         if checkpoint is not None:
-            tensors = {f"{part}.{key}": tensor for part, key, tensor in _touched(changing, arrival)}
+            parts = (arrival.name, arrival.norm, *((maker.name, maker.norm) if maker is not None else ()))
+            tensors = {f"{part}.{key}": tensor for part, key, tensor in _touched(changing, parts)}
             done = {reading.group.name: chosen[reading.group.name] for reading in own}
             checkpoint.write(stage, arrival.name, tensors, listed(done))
         samples, size = fit.problems[0].samples, len(fit.problems[0].H)
@@ -251,9 +254,17 @@ def refit_in_order(
     return changing, chosen
 
 
-def _touched(changing: nn.Module, arrival: Arrival) -> Iterator[tuple[str, str, Tensor]]:
+def _rows(fit: LayerFit, readings: Sequence[Reading], chosen: Mapping[str, Indices]) -> list[Array]:
+    """Return a layer's refitted rows, of each group of a convolution, when groups keep the units chosen."""
+    if not readings:
+        return [fit_rows_of(problem) for problem in fit.problems]
+    reader = readers_of(fit, readings, chosen)[0]
+    return [reader.rows(chosen[reader.reading.group.name])]
+
+
+def _touched(changing: nn.Module, parts: Iterable[str | None]) -> Iterator[tuple[str, str, Tensor]]:
     """Yield what a refit changes: name of the module, of the tensor, and the tensor."""
-    for part in (arrival.name, arrival.norm):
+    for part in parts:
         if part is not None:
             for key, tensor in changing.get_submodule(part).state_dict().items():
                 yield part, key, tensor

@@ -13,9 +13,9 @@ CHANNEL_RULES = ("ellq", "chee2021", "chee2022")
 _SETTINGS: dict[str, dict[str, Any]] = {
     "ellq": {
         "selection": "elimination",
-        "refit": "sequential",
+        "refit": "joint",
         "widths": None,
-        "rounds": 2,
+        "rounds": 1,
         "tol_of": "layers",
         "recalibrate": False,
         "seed": 0,

@@ -21,7 +21,8 @@ Kept = npt.NDArray[np.bool_]
 
 RIDGE = 1e-2
 """What is added to the diagonal of the inputs' second moments, relative to its mean."""
-_SAMPLES = 100  # positions per weight of a unit that are looked at; more do not change the fit, fewer do
+SAMPLES = 100
+"""Positions per weight of a unit that are looked at; more do not change the fit, fewer do."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def problems_of(
     dense = as_rows(layer, layer.weight.detach().to("cpu", torch.float64)).numpy()
     stays = np.ones(dense.shape, dtype=bool) if mask is None else as_rows(layer, mask).numpy()
     d = dense.shape[2]
-    limit = math.ceil(_SAMPLES * d / len(arrival.inputs))
+    limit = math.ceil(SAMPLES * d / len(arrival.inputs))
     grams = [Gram(d, dense.shape[1]) for _ in dense]
     for number, (x, y) in enumerate(zip(arrival.inputs, arrival.targets, strict=True)):
         count = positions_of(layer, y)

@@ -83,7 +83,7 @@ def plan_channels(
         **settings: of the rule. ``"ellq"``: ``selection`` (one of ``SELECTIONS``), ``refit`` (one of
             ``CHANNEL_REFITS``), ``widths`` (``"measured"``: by what the outputs lose; ``"uniform"``: the same fraction
             everywhere), ``rounds`` in which what is lost is measured, each but the first in the best network so far
-            (2), ``tol_of`` (``"layers"``, ``"outputs"``), ``seed`` of the positions that are looked at. ``"chee2022"``:
+            (1), ``tol_of`` (``"layers"``, ``"outputs"``), ``seed`` of the positions that are looked at. ``"chee2022"``:
             ``alpha``, the factor of each step. All: ``recalibrate``, whether batch norms' statistics are estimated
             anew at the end.
 
@@ -234,7 +234,7 @@ def _narrowed(case: _Case) -> Narrowed:
     widths, preferred = _uniform(case), None
     if way.selection == "elimination":
         # Groups that one layer reads are chosen there, where it is refitted.
-        ahead = [g for g in case.cut if len(g.consumers) > 1 or way.refit != "sequential"]
+        ahead = [g for g in case.cut if len(g.consumers) > 1 or way.refit not in ("joint", "sequential")]
         every = {g.name: np.arange(g.units) for g in ahead}
         saved: dict[str, Any] = {"seed": way.seed, "checkpoint": way.checkpoint}
         curves = measured_curves(case.dense, case.dense, ahead, every, case.batches, [], **saved)

@@ -123,8 +123,8 @@ def plan(
             ``"obs"`` with calibration inputs (``"least_squares"`` where the budget is a pattern or a tolerance) and
             ``"synthetic"`` without (``"rescale"`` where no inputs can be made up or it would take minutes, ``"none"``
             where the budget is a tolerance). For ``rule="flow"``: ``"rescale"``.
-            ``"none"`` for a state dict and for all other rules. For channels ``"sequential"`` (also ``"auto"``),
-            ``"fold"`` or ``"none"``, see ``ellq.pruning.plan_channels``.
+            ``"none"`` for a state dict and for all other rules. For channels ``"joint"`` (also ``"auto"``),
+            ``"sequential"``, ``"fold"`` or ``"none"``, see ``ellq.pruning.plan_channels``.
         **settings: of the rule.
 
     Returns:

@@ -135,7 +135,7 @@ class Stop:
 
 
 def fixed(epochs: int) -> Stop:
-    """Stop after a number of epochs."""
+    """Stop after a number of epochs, or at the first check after it."""
     epochs = count(epochs, "epochs", low=1, high=10**9)
     return Stop("fixed", {"epochs": epochs}, lambda history: _if(history.epochs[-1] >= epochs, "fixed"))
 
@@ -213,7 +213,8 @@ def masks_stable(threshold: float = 0.1, epochs: int = 5, *, relative: bool = Fa
     At sparsity s the distance is never above 2·min(s, 1 − s): a threshold above that fires as soon as there are enough
     checks. ``relative`` divides by the entries that the two masks retain, counted twice, instead. The masks drawn are
     those of the next iteration, and at the last those of one more step that keeps the same fraction, or as little as
-    a plan can.
+    a plan can. Where the next iteration prunes nothing more, as with ``"one-shot"`` until the last, they do not move,
+    and the rule fires as soon as there are enough checks.
 
     Args:
         threshold: > 0; the authors' is 0.1.
@@ -237,6 +238,8 @@ def masks_stable(threshold: float = 0.1, epochs: int = 5, *, relative: bool = Fa
 
 def random_stop(low: int, high: int, seed: int = 0) -> Stop:
     """Stop after a number of epochs drawn anew for each iteration: the control for every rule that claims to know.
+
+    Or at the first check after it.
 
     Args:
         low: the fewest, ≥ 1.

@@ -23,7 +23,8 @@ from ellq.theory import Array
 from ellq.theory.arguments import Indices
 
 SELECTIONS = ("elimination", *FEATURE_RULES, "magnitude")
-CHANNEL_REFITS = ("sequential", "fold", "none")
+CHANNEL_REFITS = ("joint", "sequential", "fold", "none")
+_IN_ORDER = ("joint", "sequential")
 _BISECTIONS = 6  # of a tolerance of the outputs: the cost is found to 1/64 of the dense
 _TRUSTED = 16.0  # a new measurement up to this factor from what was known
 _PROBE = 256  # calibration inputs on which outputs are looked at where one group is cut
@@ -37,14 +38,15 @@ class Way:
     Attributes:
         selection: ``"elimination"`` (by what the readers lose, on what the layers before leave), a rule of
             ``ellq.theory.RULES`` on the dense network's features where they are read, or ``"magnitude"``.
-        refit: ``"sequential"`` (every layer, in order, to the dense network's outputs), ``"fold"`` (the interpolation
-            of features folded into the readers), or ``"none"``.
+        refit: ``"sequential"`` (every layer, in order, to the dense network's outputs), ``"joint"`` (also each together
+            with the layer that alone makes what it reads), ``"fold"`` (the interpolation of features folded into the
+            readers), or ``"none"``.
         seed: of the positions that are looked at.
         checkpoint: keeps curves and layers that are done.
     """
 
     selection: str = "elimination"
-    refit: str = "sequential"
+    refit: str = "joint"
     seed: int = 0
     checkpoint: ChannelCheckpoint | None = None
 
@@ -87,8 +89,9 @@ def narrow_to(
     """
     selection, refit = way.selection, way.refit
     saved: dict[str, Any] = {"seed": way.seed, "checkpoint": way.checkpoint, "stage": stage}
+    saved["together"] = refit == "joint"
     groups = [group for group in groups if widths[group.name] < group.units]
-    if selection == "elimination" and refit == "sequential":
+    if selection == "elimination" and refit in _IN_ORDER:
         return Narrowed(*refit_in_order(dense, groups, widths, preferred or {}, batches, **saved))
     changing = copy.deepcopy(dense)
     kept: dict[str, Indices] = {}
@@ -117,7 +120,7 @@ def narrow_to(
                 fold_(changing, group, triangles[group.name], chosen, elsewhere=elsewhere)
         if refit == "none":
             zero_(changing, group, kept[group.name])
-    if refit == "sequential":
+    if refit in _IN_ORDER:
         return Narrowed(*refit_in_order(dense, groups, widths, kept, batches, chooses=False, **saved))
     return Narrowed(changing, kept)
 
@@ -132,7 +135,7 @@ def narrow_within(
     *,
     round_to: int = 1,
     least: int = 1,
-    rounds: int = 2,
+    rounds: int = 1,
 ) -> Narrowed:
     """Choose the widths too: those that lose least of the outputs within a budget.
 

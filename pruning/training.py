@@ -17,6 +17,7 @@ from torch.nn.functional import cross_entropy
 from ellq.analysis import track
 from ellq.analysis.digest import digest
 from ellq.pruning.mask_parametrization import stored_tensors
+from ellq.theory.arguments import count
 
 Model = TypeVar("Model", bound=nn.Module)
 Labels = Tensor | npt.NDArray[np.integer]
@@ -54,11 +55,12 @@ def train_classifier(
         The trained model, in eval mode.
 
     Raises:
+        TypeError: epochs or batch_size is no whole number.
         ValueError: inputs and labels of different lengths, epochs or batch_size below 1, or the loss becomes NaN or
             infinite.
     """
     trainer = ClassifierTrainer(inputs, labels, batch_size, learning_rate, weight_decay, description)
-    _require_epochs(epochs)
+    count(epochs, "epochs", low=1, high=10**9)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = make()
@@ -83,6 +85,7 @@ class ClassifierTrainer:
         description: shown before the progress bar.
 
     Raises:
+        TypeError: batch_size is no whole number.
         ValueError: inputs and labels of different lengths, or batch_size below 1.
     """
 
@@ -107,9 +110,10 @@ class ClassifierTrainer:
             The mean loss over the last epoch.
 
         Raises:
+            TypeError: epochs is no whole number.
             ValueError: epochs below 1, or the loss becomes NaN or infinite.
         """
-        _require_epochs(epochs)
+        count(epochs, "epochs", low=1, high=10**9)
         optimizer = torch.optim.AdamW(model.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay)
         steps = epochs * -(-len(self.inputs) // self.batch_size)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
@@ -155,6 +159,7 @@ class EpochTrainer:
         batch_size: examples per step, ≥ 1.
 
     Raises:
+        TypeError: epochs or batch_size is no whole number.
         ValueError: inputs and labels of different lengths, an unknown name, a number out of range, or a cosine schedule
             without ``epochs``.
     """
@@ -184,7 +189,7 @@ class EpochTrainer:
         if self.epochs is None and self.schedule == "cosine":
             raise ValueError("schedule='cosine' falls over a number of epochs. Pass epochs=.")
         if self.epochs is not None:
-            _require_epochs(self.epochs)
+            count(self.epochs, "epochs", low=1, high=10**9)
 
     def __call__(self, model: nn.Module, epoch: int) -> float:
         """Train the model in place for one epoch and leave it in eval mode.
@@ -295,10 +300,4 @@ def _one_epoch(
 def _require_examples(inputs: Tensor, labels: Labels, batch_size: int) -> None:
     if len(inputs) != len(labels) or len(inputs) == 0:
         raise ValueError(f"inputs has {len(inputs)} examples and labels {len(labels)}. Pass one label per example.")
-    if batch_size < 1:
-        raise ValueError(f"batch_size={batch_size} must be at least 1.")
-
-
-def _require_epochs(epochs: int) -> None:
-    if epochs < 1:
-        raise ValueError(f"epochs={epochs} must be at least 1.")
+    count(batch_size, "batch_size", low=1, high=2**31)

@@ -11,11 +11,13 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, overload
+from typing import Any, cast, overload
 
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
+
+from ellq.pruning.patches import reads_patches
 
 _SUMS = {operator.add, operator.iadd, torch.add, torch.Tensor.add, torch.Tensor.add_}
 _IN_PLACE: set[Any] = {
@@ -43,12 +45,34 @@ class Arrival:
         targets: what it should give: what the dense network gives there; where it, or its batch norm, ends in a sum
             with a skip path, with what that path has lost so far added, so that the sum is what it was.
         norm: name of the batch norm that alone reads its output; None where something else does, or is not known to.
+        maker: the layer that all it receives comes from and that nothing else reads, with what lies between; None where
+            there is no such layer, or it is not known.
     """
 
     name: str
     inputs: Sequence[Tensor]
     targets: Sequence[Tensor]
     norm: str | None
+    maker: Maker | None = None
+
+
+@dataclass(frozen=True)
+class Maker:
+    """The layer whose outputs, after operations that change no other's, are what one other layer receives.
+
+    Attributes:
+        name: of the layer.
+        inputs: what it receives in the network that is being changed.
+        norm: name of the batch norm that alone reads its output, or None.
+        between: what becomes of its outputs until they are received, in the network that is being changed.
+        renew: makes the reader's inputs anew, in place, after the layer was changed.
+    """
+
+    name: str
+    inputs: Sequence[Tensor]
+    norm: str | None
+    between: Callable[[Tensor], Tensor]
+    renew: Callable[[], None]
 
 
 def walk(
@@ -184,20 +208,70 @@ def _traced(
     wanted = [node for node in wanted if calls[node.target] == 1 and node.target not in used]
     before = _Run(dense, batches)
     after = before if changing is dense else _Run(changing, batches)
+    found = {} if after is before else {node: _chain(node, calls, dense) for node in wanted}
+    chains = {node: chain for node, chain in found.items() if chain is not None and chain[0].target not in used}
+    after.pinned.update(_source(chain[0]) for chain in chains.values())
     for node in nodes:
         if node.op == "output":
             return
         if node in wanted:
             norm = _norm_after(node, calls, dense)
-            yield from _arrive(node, norm, nodes, wanted, before, after)
+            maker = _maker(chains[node], calls, after) if node in chains else None
+            yield from _arrive(node, norm, nodes, wanted, before, after, maker)
+            if node in chains:
+                after.unpin(_source(chains[node][0]))
         for run in (before,) if after is before else (before, after):
             run.compute(node)
 
 
+def _source(node: fx.Node) -> Any:
+    """Return what a layer is called with."""
+    return node.args[0] if node.args else next(iter(node.kwargs.values()))
+
+
+def _chain(reader: fx.Node, calls: Counter[Any], model: nn.Module) -> list[fx.Node] | None:
+    """Return the call of the layer that alone makes what a layer receives, and the calls between, in order."""
+    chain: list[fx.Node] = []
+    node = _source(reader)
+    while isinstance(node, fx.Node) and len(node.users) == 1 and len(node.all_input_nodes) == 1:
+        if _is_in_place(node, model) or (node.op == "call_module" and calls[node.target] > 1):
+            return None
+        chain.insert(0, node)
+        if node.op == "call_module" and reads_patches(model.get_submodule(str(node.target))):
+            return chain if isinstance(_source(node), fx.Node) else None
+        node = node.all_input_nodes[0]
+    return None
+
+
+def _maker(chain: list[fx.Node], calls: Counter[Any], after: _Run) -> Maker:
+    layer, source = chain[0], _source(chain[0])
+    norm = _norm_after(layer, calls, after.model)
+
+    def between(y: Any) -> Tensor:
+        for node in chain[1:]:
+            y = _called(node, after.model, dict.fromkeys(node.all_input_nodes, y).__getitem__)
+        return cast(Tensor, y)
+
+    def renew() -> None:
+        with torch.no_grad():
+            module = after.model.get_submodule(str(layer.target))
+            values = after.values[chain[-1]]
+            for number, x in enumerate(after.values[source]):
+                values[number].copy_(between(module(x)))
+
+    return Maker(str(layer.target), after.values[source], None if norm is None else str(norm.target), between, renew)
+
+
 def _arrive(
-    node: fx.Node, norm: fx.Node | None, nodes: list[fx.Node], wanted: list[fx.Node], before: _Run, after: _Run
+    node: fx.Node,
+    norm: fx.Node | None,
+    nodes: list[fx.Node],
+    wanted: list[fx.Node],
+    before: _Run,
+    after: _Run,
+    maker: Maker | None,
 ) -> Iterator[Arrival]:
-    source = node.args[0] if node.args else next(iter(node.kwargs.values()))
+    source = _source(node)
     if not isinstance(source, fx.Node):
         return
     inputs: Sequence[Tensor] = after.compute(source)
@@ -212,7 +286,7 @@ def _arrive(
                 1.0 if norm is None else _inverse_scale(before.model.get_submodule(str(norm.target)), targets[0].ndim)
             )
             targets = _Carried(targets, pairs, weight)
-    yield Arrival(str(node.target), inputs, targets, None if norm is None else str(norm.target))
+    yield Arrival(str(node.target), inputs, targets, None if norm is None else str(norm.target), maker)
 
 
 @dataclass(frozen=True)
@@ -308,6 +382,7 @@ class _Run:
     batches: Sequence[Tensor]
     values: dict[fx.Node, list[Any]] = field(default_factory=dict)
     waiting: dict[fx.Node, int] = field(default_factory=dict)
+    pinned: Counter[fx.Node] = field(default_factory=Counter)  # how often more than there are users
     held: dict[fx.Node, int] = field(default_factory=dict)  # bytes in memory
 
     def compute(self, node: fx.Node) -> list[Any]:
@@ -320,14 +395,23 @@ class _Run:
         self.held[node] = 0
         with torch.no_grad():
             found = [self._kept(node, number, self._one(node, number)) for number in range(len(self.batches))]
-        self.waiting[node] = len(node.users)
+        self.waiting[node] = len(node.users) + self.pinned[node]
         self.values[node] = found
         for source in sources:
             self.waiting[source] -= 1
         for gone in (other for other in (node, *sources) if self.waiting[other] == 0):
-            self.values[gone] = []  # computed, and gone
-            self.held[gone] = 0
+            self._let_go(gone)
         return found
+
+    def unpin(self, node: fx.Node) -> None:
+        """Let go of values that were kept for longer than what reads them needs."""
+        self.waiting[node] -= 1
+        if self.waiting[node] == 0:
+            self._let_go(node)
+
+    def _let_go(self, node: fx.Node) -> None:
+        self.values[node] = []  # computed, and gone
+        self.held[node] = 0
 
     def _kept(self, node: fx.Node, number: int, value: Any) -> Any:
         """Return a value, mapped from a file where the memory for activations is used up.
@@ -354,18 +438,23 @@ class _Run:
         def own(other: fx.Node) -> Any:
             return self.values[other][number]
 
-        args, kwargs = fx.map_arg(node.args, own), fx.map_arg(node.kwargs, own)
         try:
-            if node.op == "get_attr":
-                return operator.attrgetter(str(node.target))(self.model)
-            if node.op == "call_module":
-                return self.model.get_submodule(str(node.target))(*args, **kwargs)
-            if node.op == "call_method":
-                return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-            function: Callable[..., Any] = node.target  # type: ignore[assignment]
-            return function(*args, **kwargs)
+            return _called(node, self.model, own)
         except Exception as error:  # the model's own
             raise does_not_run(number, self.batches[number], error) from error
+
+
+def _called(node: fx.Node, model: nn.Module, own: Callable[[fx.Node], Any]) -> Any:
+    """Return what a node gives, from the values of others."""
+    args, kwargs = fx.map_arg(node.args, own), fx.map_arg(node.kwargs, own)
+    if node.op == "get_attr":
+        return operator.attrgetter(str(node.target))(model)
+    if node.op == "call_module":
+        return model.get_submodule(str(node.target))(*args, **kwargs)
+    if node.op == "call_method":
+        return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+    function: Callable[..., Any] = node.target  # type: ignore[assignment]
+    return function(*args, **kwargs)
 
 
 def _is_shared(a: Tensor, b: Tensor) -> bool:

@@ -187,7 +187,10 @@ OUTSIDE = [
     ("flow-markov-chain", {"noise_y": 0}, "variances positive"),
     ("flow-markov-chain", {"B": np.array([[1, 2]])}, "reads what the first makes"),
     ("flow-markov-chain", {"side": "left"}, "above or below"),
+    # What float64 cannot tell from singular.
+    ("flow-markov-chain", {"A": np.full((64, 64), 64), "B": np.full((64, 64), 64)}, "1e10 times"),
     ("pruning-mi", {"W": np.full((2, 2), np.inf)}, "weights are finite"),
+    ("pruning-mi", {"W": np.full((2, 2), 1e200)}, "1e8"),
     ("pruning-mi", {"covariance": np.array([[1.0, 2.0], [2.0, 1.0]])}, "without negative eigenvalues"),
     ("pruning-mi", {"noise": 0.0}, "σ² > 0"),
     ("pruning-mi", {"noise": 1e-9}, "1e8"),

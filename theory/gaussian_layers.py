@@ -12,8 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ellq.theory.arguments import Array, count, finite_array, nonnegative, real_number, refuse_mixed_devices
-from ellq.theory.input_moments import moment_matrix
 from ellq.theory.rounding import UNIT_ROUNDOFF, norm_error, outward, product_error
+
+_STRAY = 1e-8  # asymmetry and negative eigenvalues of correlations up to this, a unit, are taken for rounding
 
 
 def correlation_information(r: float) -> float:
@@ -141,23 +142,21 @@ def linear_information_and_error(
     """Return the information of ``linear_information`` as computed, and how far that may be from the exact value."""
     refuse_mixed_devices(W=W, covariance=covariance, noise=noise)
     weights = finite_array(W, "W", ndim=2)
-    S, halves = moment_matrix(covariance)
-    N, noise_halves = moment_matrix(noise)
+    S, inputs = _in_own_units(covariance, "covariance")
+    N, outputs = _in_own_units(noise, "noise")
     m, n = weights.shape
     if len(S) != n or len(N) != m:
         raise ValueError(
             f"W has shape {weights.shape}, but covariance {np.shape(covariance)} and noise {np.shape(noise)}."
             f" Pass ({n}, {n}) and ({m}, {m})."
         )
-    # Rows over the size of their noise: Ω' = DΩD and W' = DW·2^(halves), exact by powers of two.
-    exponents = _halves(np.diag(N))
-    N = np.ldexp(N, -exponents[:, None] - exponents)
-    shifts = halves - noise_halves - exponents
-    A = np.ldexp(weights, shifts[:, None])
-    signal = A @ S @ A.T
-    if not np.isfinite(signal).all():
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        A = np.where(np.diag(S) > 0, np.ldexp(weights, inputs - outputs[:, None]), 0.0)
+        signal = A @ S @ A.T
+        magnitudes = np.abs(A) @ np.abs(S) @ np.abs(A).T
+    if not np.isfinite(magnitudes).all():
         raise ValueError("The signal exceeds the noise beyond float64. Pass a larger noise.")
-    stray = norm_error(2 * n + 1, 1.0) * (np.abs(A) @ np.abs(S) @ np.abs(A).T) + product_error(1) * np.abs(N)
+    stray = norm_error(2 * n + 1, 1.0) * magnitudes + product_error(1) * np.abs(N)
     total = (signal + signal.T) / 2 + N
     strengths = _halves(np.diag(total))
     total, stray = (np.ldexp(part, -strengths[:, None] - strengths) for part in (total, stray))
@@ -269,12 +268,28 @@ def hidden_information(information: float, flow: float) -> tuple[Array, int]:
 
 def _joint(covariance: npt.ArrayLike, units: int) -> tuple[Array, int]:
     """Return a joint covariance with diagonal from ¼ to 1, by exact powers of two a unit, and n."""
-    C, _ = moment_matrix(covariance)
+    C, _ = _in_own_units(covariance, "covariance")
     n = count(units, "units", low=1, high=len(C) - 1)
     if np.diag(C).min() <= 0:
         raise ValueError("covariance has a unit of variance 0. Drop it: a constant tells nothing.")
+    return C, n
+
+
+def _in_own_units(covariance: npt.ArrayLike, name: str) -> tuple[Array, npt.NDArray[np.int64]]:
+    """Return a checked covariance matrix over 2^(h_i + h_j), exactly, diagonal from ¼ to 1 but for zeros; and h."""
+    C = finite_array(covariance, name, ndim=2)
+    if C.shape[0] != C.shape[1] or C.size == 0:
+        raise ValueError(f"{name} has shape {C.shape}. A covariance matrix is square, one row per unit.")
+    if np.diag(C).min() < 0:
+        raise ValueError(f"{name} has a negative diagonal entry. Those are variances: pass a covariance matrix.")
     halves = _halves(np.diag(C))
-    return np.asarray(np.ldexp(C, -halves[:, None] - halves)), n
+    with np.errstate(over="ignore", under="ignore"):
+        S = np.ldexp(C, -halves[:, None] - halves)
+    # Beyond 1 lies infinity too, of which the difference would be NaN.
+    slack = _STRAY * len(S)
+    if np.abs(S).max() > 1 + slack or np.abs(S - S.T).max() > slack or np.linalg.eigvalsh(S)[0] < -slack:
+        raise ValueError(f"{name} is not symmetric, or has a negative eigenvalue. Pass a covariance matrix.")
+    return np.asarray(S), halves
 
 
 def _halves(variances: Array) -> npt.NDArray[np.int64]:

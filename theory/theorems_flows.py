@@ -460,6 +460,21 @@ chain_fits = Assumption(
     "the second layer reads what the first makes, of at most 64 units.",
     lambda case: np.shape(case["B"])[1] == np.shape(case["A"])[0] and max(*case["A"].shape, *case["B"].shape) <= 64,
 )
+resolved_chain = Assumption(
+    "resolved",
+    "no unit of the last layer has a signal above 1e10 times its noise, cancellation not counted, so that determinants"
+    " can be computed.",
+    lambda case: (
+        _largest_signal(case["B"], case["A"] @ case["A"].T + case["noise_y"] * np.eye(len(case["A"])))
+        <= 1e10 * case["noise_z"]
+    ),
+)
+
+
+def _largest_signal(W: Array, S: Array) -> float:
+    """Return the largest signal of an output of Wx for x of second moments S, cancellation not counted."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return float(np.diag(np.abs(W) @ np.abs(S) @ np.abs(W).T).max())
 
 
 def _draw_markov(rng: np.random.Generator) -> Case:
@@ -496,7 +511,7 @@ FLOW_MARKOV_CHAIN = register(
         title="Over two noisy layers no more gets through than over either",
         reference="data processing inequality, Cover & Thomas 2006, Theorem 2.8.1",
         status="classical",
-        assumptions=(whole_chain, chain_fits, known_side),
+        assumptions=(whole_chain, chain_fits, resolved_chain, known_side),
         observed=lambda **case: max(linear_information_and_error(*_markov_ends(**case))[0], 0.0),
         bound=_markov_bound,
         relative_error=lambda **case: linear_information_and_error(*_markov_ends(**case))[1] / _markov_bound(**case),
@@ -535,11 +550,9 @@ covariance_fits = Assumption(
 )
 resolved_signal = Assumption(
     "σ² > 0",
-    "the noise is independent of equal variances σ² > 0, and no output has a signal above 1e8·σ².",
-    lambda case: (
-        0 < case["noise"] < np.inf
-        and float(np.diag(case["W"] @ case["covariance"] @ case["W"].T).max()) <= 1e8 * case["noise"]
-    ),
+    "the noise is independent of equal variances σ² > 0, and no output has a signal above 1e8·σ², cancellation not"
+    " counted.",
+    lambda case: 0 < case["noise"] < np.inf and _largest_signal(case["W"], case["covariance"]) <= 1e8 * case["noise"],
 )
 inputs_independent = Assumption(
     "independent where removed",

@@ -334,6 +334,8 @@ def test_identity_is_json_and_tells_settings_and_inputs_apart():
         (lambda x: flows(mlp(4, 3, outputs=2), x[:0]), ValueError, "at least one input"),
         (lambda x: flows(mlp(4, 3, outputs=2), x).vector("cka"), KeyError, "There are: absolute"),
         (lambda x: flows(mlp(4, 3, outputs=2), x[:3], kinds="cka"), ValueError, "'cka' from '1' to '3': .*at least 4"),
+        (lambda x: flows(mlp(4, 3, outputs=2), x, batch_size=0), ValueError, "batch_size=0 is outside"),
+        (lambda x: FlowMonitor(x, batch_size=0), ValueError, "batch_size=0 is outside"),
         (lambda x: GradientMonitor(x, torch.zeros(3)), ValueError, "one label per example"),
         (lambda x: GradientMonitor(x, torch.zeros(9), statistic="max"), ValueError, "statistic='max' is unknown"),
         (lambda x: GradientMonitor(x, torch.zeros(9), batch_size=0), ValueError, "batch_size=0"),
@@ -394,11 +396,16 @@ def test_gradients_of_removed_weights_are_zero_and_names_are_plain():
             return weight * (torch.arange(len(weight)) < 2)[:, None]
 
     net, x, y = mlp(4, 4, outputs=3), torch.randn(20, 4), torch.arange(20) % 3
+    with torch.no_grad():
+        net[1].weight[2:], net[1].bias[2:] = 0, 1  # these units give 1 on every input
     plain = gradient_flow(net, [(x, y)])
     parametrize.register_parametrization(net[1], "weight", Mask())
-    masked = gradient_flow(net, [(x, y)])
+    masked = gradient_flow(net, [(x, y)])  # of the same function
     assert masked.layers == plain.layers
-    assert 0 < masked.vector("mean")[0] < math.inf
+    (gradient,) = torch.autograd.grad(cross_entropy(net(x), y), [net[1].parametrizations.weight.original])
+    assert not gradient[2:].any()
+    assert masked.vector("mean")[0] == pytest.approx(float(gradient[:2].abs().sum()) / 16, rel=1e-5)
+    assert masked.vector("mean")[0] < plain.vector("mean")[0]
 
 
 def test_the_released_gradient_flow_is_one_stale_mini_batch():

@@ -145,8 +145,14 @@ def test_runs_the_released_loop(folder):
         "--settings",
         '{"p": 1.0}',
     ]
-    assert run([*FORM, *MODEL, *words, "--stop", "flow", "--stopping", '{"epsilon": 1.0, "kind": "signed"}']) == 0
+    assert run([*FORM, *MODEL, *words]) == 0  # with the released flow and its threshold, if no other is asked for
     table = log()
+    assert table["stop"].tolist() == ["warm-up", "flow", "flow", "flow"]
+    assert log("flows")["monitor"].unique().tolist() == ["signed"]
+    assert run([*FORM, *MODEL, *words, "--stopping", '{"epsilon": 0}']) == 0
+    assert "flow" not in set(log()["stop"])
+    assert run([*FORM, *MODEL, *words, "--stop", "accuracy"]) == 0
+    assert log("flows").empty
     assert table["sparsity"].tolist()[:2] == [0.0, 0.0]
     assert table["sparsity"].iloc[2] > 0.1
     assert set(table["epochs"]) == {2}
@@ -184,6 +190,9 @@ def test_trains_on_a_file_with_labels(folder, capsys):
         ([*ALL, "--stop", "fixed"], "does not fit stop='fixed'"),
         ([*ALL, "--stop", "fixed", "--stopping", '{"epsilon": 3}'], "does not fit stop='fixed'"),
         ([*ALL, "--stop", "flow", "--stopping", '{"epochs": 3}'], "does not fit stop='flow'"),
+        ([*ALL, "--stop", "flow", "--stopping", '{"monitored": 2.5}'], "monitored must be a whole number"),
+        ([*ALL, "--samples", "5"], "samples=5 leaves nothing for the validation split"),
+        ([*ALL, "--training", '{"batch_size": 2.5}'], "batch_size must be a whole number"),
         ([*ALL, "--training", '{"rate": 3}'], "training={'rate': 3} does not fit"),
         ([*ALL, "--plot", "how.txt"], "has no known ending"),
         ([word if word != "imp" else "lq" for word in ALL], "iterations is for method imp"),

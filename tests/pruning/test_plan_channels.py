@@ -307,7 +307,8 @@ def test_in_a_narrower_network_a_curve_counts_from_the_present_width():
     net, x = residual(), images(20)
     groups = channel_groups(net, x[:2]).groups
     group = next(group for group in groups if len(group.consumers) == 1)
-    at = {k: narrow_to(net, groups, [x], {g.name: 6 for g in groups} | {group.name: k}, Way()) for k in (4, 3)}
+    way = Way(refit="sequential")
+    at = {k: narrow_to(net, groups, [x], {g.name: 6 for g in groups} | {group.name: k}, way) for k in (4, 3)}
     every = {group.name: np.arange(group.units) for group in groups}
     narrow = at[4].model
     before = snapshot(narrow)
@@ -576,7 +577,7 @@ class StopError(Exception):
 @pytest.mark.parametrize("stop_after", [1, 3, 8, 10, 14])
 def test_a_pruning_that_was_stopped_goes_on_to_the_same_result(tmp_path, monkeypatch, stop_after):
     net, x = residual(), images(300)
-    expected = ellq.plan(net, x, method="id", flops=0.5)
+    expected = ellq.plan(net, x, method="id", flops=0.5, rounds=2)
     left = [stop_after]
 
     def stopping(self, *arguments):
@@ -588,10 +589,10 @@ def test_a_pruning_that_was_stopped_goes_on_to_the_same_result(tmp_path, monkeyp
     whole = ChannelCheckpoint.write
     monkeypatch.setattr(ChannelCheckpoint, "write", stopping)
     with pytest.raises(StopError):
-        ellq.plan(net, x, method="id", flops=0.5, checkpoint=tmp_path / "place")
+        ellq.plan(net, x, method="id", flops=0.5, rounds=2, checkpoint=tmp_path / "place")
     written = []
     monkeypatch.setattr(ChannelCheckpoint, "write", lambda *a: written.append(a) or whole(*a))
-    found = ellq.plan(net, x, method="id", flops=0.5, checkpoint=tmp_path / "place")
+    found = ellq.plan(net, x, method="id", flops=0.5, rounds=2, checkpoint=tmp_path / "place")
     assert len(written) == 18 - stop_after  # in two rounds three groups and six layers
     assert found.to_json() == expected.to_json()
     assert not list(tmp_path.iterdir())

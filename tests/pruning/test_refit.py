@@ -214,7 +214,7 @@ class TestEveryWay:
         assert same_bits(ellq.apply(net, again), ellq.apply(net, decided))
 
     def test_the_same_seed_gives_the_same_bits(self, way, monkeypatch):
-        monkeypatch.setattr(layer_problem, "_SAMPLES", 2)  # so that positions are drawn
+        monkeypatch.setattr(layer_problem, "SAMPLES", 2)  # so that positions are drawn
         net = conv_net()
         first, second, other = (
             refit_masks(net, masks_only(net), [images()], refit=way, seed=seed).to_json() for seed in (3, 3, 4)

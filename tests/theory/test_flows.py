@@ -252,6 +252,23 @@ def test_linear_information_is_not_below_the_exact_value(seed):
         assert exact <= bound <= exact + mpf(10) ** -7
 
 
+def test_units_of_any_size_meet_in_one_layer():
+    rng = np.random.default_rng(0)
+    W, A = rng.normal(size=(3, 4)), rng.normal(size=(4, 4))
+    S, N = A @ A.T, np.diag(rng.uniform(1, 2, 3))
+    S = (S + S.T) / 2
+    plain, joint = linear_information(W, S, N), layer_information(S, 2)
+    inputs, outputs = 2.0 ** np.array([-490, -3, 30, 490]), 2.0 ** np.array([400, -1, -400])
+    sized = S * inputs[:, None] * inputs  # exact powers of two
+    W = W * outputs[:, None] / inputs
+    assert linear_information(W, sized, N * outputs[:, None] * outputs) == pytest.approx(plain, rel=1e-12)
+    assert layer_information(sized, 2) == pytest.approx(joint, rel=1e-12)
+    # A small input beside a large one that is not read; and inputs that do not vary.
+    tiny = linear_information([[0.0, 1e149]], np.diag([1e300, 1e-300]), [[1.0]])
+    assert tiny == pytest.approx(0.5 * math.log1p(1e-2), rel=1e-9)
+    assert linear_information([[1e200]], [[0.0]], [[1e-300]]) < 1e-12
+
+
 @SOME
 @given(seed=seeds, power=st.integers(-290, 290))
 def test_unit_information_is_not_below_the_exact_value(seed, power):
@@ -577,6 +594,10 @@ def test_the_probe_is_not_the_flow_with_another_normalisation():
         (lambda: canonical_correlations(np.ones((3, 3)), 2), "depend on each other"),
         (lambda: linear_information(np.ones((2, 2)), np.eye(3), np.eye(2)), r"Pass \(2, 2\) and \(2, 2\)"),
         (lambda: linear_information(np.ones((1, 1)), [[1.0]], [[0.0]]), "singular to float64"),
+        (lambda: linear_information(np.ones((1, 1)), [[-1.0]], [[1.0]]), "covariance has a negative diagonal"),
+        (lambda: linear_information(np.ones((2, 1)), [[1.0]], [[1.0, 0.5], [0.0, 1.0]]), "noise is not symmetric"),
+        (lambda: linear_information([[1e200]], [[1.0]], [[1.0]]), "exceeds the noise beyond float64"),
+        (lambda: layer_information(np.ones((2, 3)), 1), r"covariance has shape \(2, 3\)"),
         (lambda: unit_information([1.0], scale=1.0, noise=0.0), "noise=0"),
         (lambda: hidden_information(9.0, 0.1), "information=9 is outside"),
         (lambda: hidden_information(1.0, 0.0), "flow=0 is outside"),

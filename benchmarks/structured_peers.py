@@ -146,6 +146,7 @@ CONTENDERS: dict[str, Contender] = {
     "ours": by_ellq,
     "ours, inside blocks": partial(by_ellq, include="layer*"),
     "ours, uniform": partial(by_ellq, widths="uniform"),
+    "ours, sequential": partial(by_ellq, refit="sequential"),
     "chee2021": partial(by_ellq, rule="chee2021"),
     "chee2021 + bn": partial(by_ellq, rule="chee2021", recalibrate=True),
     "chee2022": partial(by_ellq, rule="chee2022"),
@@ -156,4 +157,4 @@ CONTENDERS: dict[str, Contender] = {
         for recalibrate in (False, True)
     },
 }
-OURS = ("ours", "ours, inside blocks", "ours, uniform")
+OURS = ("ours", "ours, inside blocks", "ours, uniform", "ours, sequential")

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jvp, vjp
 
-from ellq.analysis import joined
+from ellq.analysis import add_up, joined
 from ellq.analysis.distributed import mean_of
 from ellq.pruning.layer_problem import SAMPLES
 from ellq.pruning.patches import PatchLayer, positions_of
@@ -27,6 +27,7 @@ _DAMPING = 1e-3  # of the curvature along the gradient
 _WORTH = 0.99  # a step that leaves more of the error is the last
 
 Tensors = list[Tensor]
+Examples = Sequence[tuple[Tensor, Tensor]]
 
 
 @torch.no_grad()
@@ -98,10 +99,11 @@ class _Pair:
 
     def __call__(self, values: Sequence[Tensor], x: Tensor) -> Tensor:
         """Return the second layer's outputs, times their importance."""
-        y = self._given(0, values[0], values[1], x)
-        return self._given(1, values[2], values[3], self.between(y)) * self.scale
+        y = self.given(0, values[0], values[1], x)
+        return self.given(1, values[2], values[3], self.between(y)) * self.scale
 
-    def _given(self, which: int, weight: Tensor, shift: Tensor, x: Tensor) -> Tensor:
+    def given(self, which: int, weight: Tensor, shift: Tensor, x: Tensor) -> Tensor:
+        """Return what one of the layers gives with a weight and a shift."""
         layer = self.layers[which]
         y = cast(Tensor, functional_call(layer, {"weight": weight}, (x,)))
         return y + _along_units(layer, shift) if len(shift) else y
@@ -110,21 +112,21 @@ class _Pair:
         self, arrival: Arrival, maker: Maker
     ) -> tuple[list[tuple[Tensor, Tensor]], list[tuple[Tensor, Tensor]]]:
         """Return inputs of the maker and what the layer is to give: to fit, and held out; parts of every batch."""
-        layer, total = self.layers[1], sum(len(x) for x in maker.inputs)
-        positions = sum(positions_of(layer, y) for y in arrival.targets) / total
-        most = max(one.weight[0].numel() for one in self.layers)
-        share = min(1.0, max(_LEAST, math.ceil(SAMPLES * most / positions)) / total)
-        fitted, held = [], []
-        for x, y in zip(maker.inputs, arrival.targets, strict=True):
-            count = max(2, math.ceil(share * len(x)))
-            own, aims = joined(x[:count]), joined(y[:count]) * self.scale
-            apart = torch.arange(len(own), device=own.device) % _HELD_OUT == _HELD_OUT - 1
-            if bool(apart.any()):
-                held.append((own[apart], aims[apart]))
-            fitted.append((own[~apart], aims[~apart]))
-        return fitted, held or fitted
+        totals = sum(len(x) for x in maker.inputs), sum(positions_of(self.layers[1], y) for y in arrival.targets)
+        inputs, positions = map(add_up, totals)
+        most = max(layer.weight[0].numel() for layer in self.layers)
+        share = max(_LEAST, math.ceil(SAMPLES * most * inputs / positions)) / inputs
+        counts = [min(len(x), max(2, math.ceil(share * len(x)))) for x in maker.inputs]
+        own = joined(torch.cat([x[:n] for n, x in zip(counts, maker.inputs, strict=True)]))
+        aims = joined(torch.cat([y[:n] for n, y in zip(counts, arrival.targets, strict=True)])) * self.scale
+        apart = joined(torch.cat([torch.arange(n) % _HELD_OUT == _HELD_OUT - 1 for n in counts])).to(own.device)
+        found = []
+        for chosen in (~apart, apart if bool(apart.any()) else ~apart):
+            parts = (torch.split(values[chosen], max(counts)) for values in (own, aims))
+            found.append(list(zip(*parts, strict=True)))
+        return found[0], found[1]
 
-    def error(self, values: Sequence[Tensor], examples: Sequence[tuple[Tensor, Tensor]]) -> float:
+    def error(self, values: Sequence[Tensor], examples: Examples) -> float:
         """Return the sum of squared errors."""
         return sum(float((self(values, x) - y).double().square().sum()) for x, y in examples)
 
@@ -145,9 +147,7 @@ def _along_units(layer: PatchLayer, values: Tensor) -> Tensor:
     return values if isinstance(layer, nn.Linear) else values.reshape(-1, *[1] * (layer.weight.ndim - 2))
 
 
-def _descended(
-    pair: _Pair, fitted: Sequence[tuple[Tensor, Tensor]], held: Sequence[tuple[Tensor, Tensor]]
-) -> Tensors | None:
+def _descended(pair: _Pair, fitted: Examples, held: Examples) -> Tensors | None:
     """Return the values after the steps that gain; None where the first does not."""
     values, error = pair.start(), pair.error(pair.start(), held)
     found = None
@@ -167,12 +167,12 @@ def _descended(
     return found
 
 
-def _step(pair: _Pair, values: Tensors, examples: Sequence[tuple[Tensor, Tensor]]) -> Tensors:
+def _step(pair: _Pair, values: Tensors, examples: Examples) -> Tensors:
     """Return the change that makes the linearised errors small, damped, by conjugate gradients.
 
     Changes of a weight count relative to its layer's weights, those of a shift relative to the layer's outputs.
     """
-    scales = _scales(pair, values, examples[0][0])
+    scales = _scales(pair, values, examples)
 
     def pair_at(x: Tensor, changes: Sequence[Tensor]) -> Tensor:
         return pair([v + s * c for v, s, c in zip(values, scales, changes, strict=True)], x)
@@ -216,14 +216,18 @@ def _step(pair: _Pair, values: Tensors, examples: Sequence[tuple[Tensor, Tensor]
     return [scale * change for scale, change in zip(scales, solution, strict=True)]
 
 
-def _scales(pair: _Pair, values: Tensors, x: Tensor) -> Tensors:
+def _scales(pair: _Pair, values: Tensors, examples: Examples) -> Tensors:
     """Return by what a change of each value is multiplied; 0 where a weight is not there."""
-    y = pair._given(0, values[0], values[1], x)
-    z = pair._given(1, values[2], values[3], pair.between(y))
+    squares, counts = [0.0, 0.0], [0, 0]
+    for x, _ in examples:
+        y = pair.given(0, values[0], values[1], x)
+        for which, outputs in enumerate((y, pair.given(1, values[2], values[3], pair.between(y)))):
+            squares[which] += float(outputs.double().square().sum())
+            counts[which] += outputs.numel()
     found = []
-    for mask, weight, given, shift in zip(pair.masks, values[::2], (y, z), values[1::2], strict=True):
+    for mask, weight, shift, square, count in zip(pair.masks, values[::2], values[1::2], squares, counts, strict=True):
         size = weight[mask].square().mean().sqrt() if bool(mask.any()) else weight.new_zeros(())
-        found += [mask * size, torch.full_like(shift, float(given.std()))]
+        found += [mask * size, torch.full_like(shift, math.sqrt(square / count))]
     return found
 
 

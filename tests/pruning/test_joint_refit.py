@@ -83,7 +83,7 @@ def test_a_step_is_the_damped_least_squares_solution(monkeypatch):
     values = [value.clone() for value in pair.start()]
     with torch.no_grad():
         fitted, _ = pair.examples(arrival, arrival.maker)
-        (own, aims), scales = fitted[0], joint_refit._scales(pair, values, fitted[0][0])
+        (own, aims), scales = fitted[0], joint_refit._scales(pair, values, fitted)
 
     def outputs(*changes):
         return pair([v + s * c for v, s, c in zip(values, scales, changes, strict=True)], own).ravel()

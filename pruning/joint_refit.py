@@ -50,7 +50,10 @@ def refit_together_(changing: nn.Module, arrival: Arrival, importance: Tensor) -
     maker = cast(Maker, arrival.maker)
     pair = _Pair.of(changing, arrival, maker, importance)
     fitted, held = pair.examples(arrival, maker)
-    found = _descended(pair, fitted, held)
+    try:
+        found = _descended(pair, fitted, held)
+    except NotImplementedError:  # torch's: an operation between them has no derivative forwards
+        return False
     if found is None:
         return False
     pair.install_(found)
@@ -108,9 +111,7 @@ class _Pair:
         y = cast(Tensor, functional_call(layer, {"weight": weight}, (x,)))
         return y + _along_units(layer, shift) if len(shift) else y
 
-    def examples(
-        self, arrival: Arrival, maker: Maker
-    ) -> tuple[list[tuple[Tensor, Tensor]], list[tuple[Tensor, Tensor]]]:
+    def examples(self, arrival: Arrival, maker: Maker) -> tuple[Examples, Examples]:
         """Return inputs of the maker and what the layer is to give: to fit, and held out; parts of every batch."""
         totals = sum(len(x) for x in maker.inputs), sum(positions_of(self.layers[1], y) for y in arrival.targets)
         inputs, positions = map(add_up, totals)

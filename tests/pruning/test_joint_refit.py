@@ -134,6 +134,22 @@ def test_a_maker_is_known_only_where_nothing_else_reads_it():
     assert found == {"first": None, "second": None, "third": None, "last": "third"}
 
 
+class Quantized(nn.Module):
+    def forward(self, x):
+        return torch.fake_quantize_per_tensor_affine(x, 0.01, 0, -128, 127)
+
+
+def test_what_cannot_be_differentiated_between_is_left_as_it_was():
+    net, x = chain(), gaussian(80, 3, 6, 6)
+    net = nn.Sequential(*net[:2], Quantized(), *net[3:]).eval()
+    changing = damaged(net)
+    before = {name: value.clone() for name, value in changing.state_dict().items()}
+    for arrival in walk(net, changing, [x], ["0", "4"]):
+        if arrival.name == "4":
+            assert not refit_together_(changing, arrival, torch.ones(6))
+    assert all(torch.equal(value, before[name]) for name, value in changing.state_dict().items())
+
+
 @pytest.mark.parametrize("seed", [3, 5])
 def test_pruning_loses_less_than_without(seed):
     net, x, new = chain(seed), gaussian(3000, 3, 6, 6), gaussian(1000, 3, 6, 6, seed=9)

@@ -672,9 +672,10 @@ def tables(rows: pd.DataFrame) -> str:
         own, seeds = rows[rows["net"] == net], ends[net].groupby("seed")["dense"].first()
         dense = f"{100 * seeds.mean():.1f}"
         budget = NETS[net].iterations * NETS[net].cap
-        title = f"**{net}**, {len(seeds)} seeds, dense test accuracy {dense} %, at most {budget} epochs"
+        count = f"{len(seeds)} seeds" if len(seeds) > 1 else "one seed"
+        title = f"**{net}**, {count}, dense test accuracy {dense} %, at most {budget} epochs"
         parts += [title, rule_table(ends[net]), accuracy_table(ends[net]), reach_table(own)]
-    return "\n\n".join([*parts, "**What predicts the accuracy to come**", *predictor_tables(rows, nets)])
+    return "\n\n".join([*filter(None, parts), "**What predicts the accuracy to come**", *predictor_tables(rows, nets)])
 
 
 def totals(rows: pd.DataFrame) -> pd.DataFrame:
@@ -739,7 +740,8 @@ def _cost(found: Gap | None, digits: int) -> str:
 
 def overview(ends: Mapping[str, pd.DataFrame]) -> str:
     """Return what rules by flows, and that by accuracy, save of the fixed budget, and how they stand to controls."""
-    head = ["rule", "against", *ends, "all nets and seeds"]
+    ends = {net: own for net, own in ends.items() if len(_of(own, FIXED, "epochs")) > 1}
+    head = ["rule", "against", *ends, "all of these"]
     lines = []
     for rule in FOLLOWED:
         against = {"fixed budget: epochs": FIXED} | {spread: f"{spread} as {rule}" for spread in SPREADS}
@@ -828,14 +830,14 @@ def _rule_line(ends: pd.DataFrame, rule: str) -> list[str]:
 
 
 def accuracy_table(ends: pd.DataFrame) -> str:
-    """Return how rules stand against the accuracy stop alone."""
+    """Return how rules stand against the accuracy stop alone; nothing of one seed."""
     lines = [["against the accuracy stop alone", "epochs", "seconds", "test accuracy"]]
     for rule in [*ALONE, *COMBINED]:
         if rule in (FIXED, ACCURACY) or gap(ends, rule, ACCURACY, "epochs") is None:
             continue
         costs = [_cost(gap(ends, rule, ACCURACY, what), digits) for what, digits in (("epochs", 1), ("seconds", 2))]
         lines.append([rule, *costs, _points(gap(ends, rule, ACCURACY, "accuracy"))])
-    return _markdown(lines)
+    return _markdown(lines) if len(lines) > 1 else ""
 
 
 def reach_table(rows: pd.DataFrame) -> str:
@@ -887,7 +889,9 @@ def predictor_tables(rows: pd.DataFrame, nets: Sequence[str]) -> list[str]:
     """Return two tables of rank correlations: net by net, and of all nets with each kind of outcome."""
     known = with_outcomes(rows)
     by_net = {net: correlations(known[known["net"] == net], "next") for net in nets}
-    head = ["measured when an iteration ends", *nets, "all nets"]
+    seeds = known.groupby("net")["seed"].nunique()
+    titles = [net if seeds[net] > 1 else f"{net}, one seed" for net in nets]
+    head = ["measured when an iteration ends", *titles, "all nets"]
     pooled = correlations(known, "next")
     lines = [[name, *(_tau(by_net[net].get(name)) for net in nets), _tau(pooled.get(name))] for name in PREDICTORS]
     others = {title: correlations(known, outcome) for outcome, title in OUTCOMES.items() if outcome != "next"}

@@ -224,7 +224,8 @@ def refit_in_order(
     layers = layers_of(dense, {weight_name(name): torch.empty(0) for name, _ in dense.named_modules()})
     waiting = [name for name in layers if not _restore_(changing, name, chosen, checkpoint, stage)]
     scarce: tuple[float, str, int, int] | None = None
-    for arrival in track(walk(dense, changing, batches, waiting), "refitting", total=len(waiting)):
+    arrivals = walk(dense, changing, batches, waiting, makers=together)
+    for arrival in track(arrivals, "refitting", total=len(waiting)):
         fit = layer_fit(dense, arrival, seed=seed)
         own = readings.get(arrival.name, []) if len(fit.problems) == 1 else []
         for number, reading in enumerate(own):
@@ -233,7 +234,7 @@ def refit_in_order(
                 reader = readers_of(fit, own, chosen)[number]
                 chosen[name] = order_of_removal([reader], np.arange(units), least=widths[name]).retained(widths[name])
         install_(dense, changing, fit, _rows(fit, own, chosen))
-        maker = arrival.maker if together and arrival.maker is not None and arrival.maker.name in layers else None
+        maker = arrival.maker if arrival.maker is not None and arrival.maker.name in layers else None
         if maker is not None and refit_together_(changing, arrival, torch.from_numpy(fit.importance)):
             again = layer_fit(dense, arrival, seed=seed)
             install_(dense, changing, again, _rows(again, own, chosen))

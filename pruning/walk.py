@@ -76,7 +76,12 @@ class Maker:
 
 
 def walk(
-    dense: nn.Module, changing: nn.Module, batches: Sequence[Tensor], layers: Collection[str]
+    dense: nn.Module,
+    changing: nn.Module,
+    batches: Sequence[Tensor],
+    layers: Collection[str],
+    *,
+    makers: bool = False,
 ) -> Iterator[Arrival]:
     """Yield each layer in the order they run; what is done to it in ``changing`` before the next is asked for counts.
 
@@ -91,6 +96,7 @@ def walk(
         changing: a copy of it whose layers are being changed; may be ``dense`` itself where nothing is.
         batches: inputs, each of shape (b, …), on the networks' device and of their type; not changed.
         layers: names of modules that take and give one tensor.
+        makers: whether layers' makers are wanted, which keeps what these receive for longer.
 
     Raises:
         ValueError: no batches, or one that the network does not run on.
@@ -99,7 +105,7 @@ def walk(
         raise ValueError("The calibration set holds no batches. Pass at least one.")
     graph = _graph(dense, layers)
     if graph is not None and _is_faithful(graph, dense, batches[0][:_TRIED]):
-        yield from _traced(graph, dense, changing, batches, layers)
+        yield from _traced(graph, dense, changing, batches, layers, makers)
     else:
         yield from _anew(dense, changing, batches, layers)
 
@@ -199,7 +205,12 @@ def _is_same(a: Tensor, b: Tensor) -> bool:
 
 
 def _traced(
-    graph: fx.Graph, dense: nn.Module, changing: nn.Module, batches: Sequence[Tensor], layers: Collection[str]
+    graph: fx.Graph,
+    dense: nn.Module,
+    changing: nn.Module,
+    batches: Sequence[Tensor],
+    layers: Collection[str],
+    makers: bool,
 ) -> Iterator[Arrival]:
     nodes = list(graph.nodes)
     calls = Counter(node.target for node in nodes if node.op == "call_module")
@@ -208,7 +219,7 @@ def _traced(
     wanted = [node for node in wanted if calls[node.target] == 1 and node.target not in used]
     before = _Run(dense, batches)
     after = before if changing is dense else _Run(changing, batches)
-    found = {} if after is before else {node: _chain(node, calls, dense) for node in wanted}
+    found = {node: _chain(node, calls, dense) for node in wanted} if makers and after is not before else {}
     chains = {node: chain for node, chain in found.items() if chain is not None and chain[0].target not in used}
     after.pinned.update(_source(chain[0]) for chain in chains.values())
     for node in nodes:

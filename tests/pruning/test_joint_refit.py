@@ -52,7 +52,7 @@ def test_both_layers_move_and_inputs_that_were_not_looked_at_gain(seed, bias):
     new = gaussian(200, 3, 6, 6, seed=seed + 100)
     before = error_at(net, changing, new, 4)
     stayed = {name: value.clone() for name, value in changing.state_dict().items() if name.startswith("8.")}
-    for arrival in walk(net, changing, [x[:150], x[150:]], ["0", "4", "8"]):
+    for arrival in walk(net, changing, [x[:150], x[150:]], ["0", "4", "8"], makers=True):
         if arrival.name == "4":
             assert arrival.maker is not None
             assert (arrival.maker.name, arrival.maker.norm) == ("0", "1")
@@ -78,7 +78,7 @@ def test_a_step_is_the_damped_least_squares_solution(monkeypatch):
         changing[2].weight[:, 0] = 0
     x = gaussian(60, 3).double()
     importance = torch.tensor([1.0, 3.0], dtype=torch.float64)
-    (arrival,) = (a for a in walk(net, changing, [x], ["0", "2"]) if a.name == "2")
+    (arrival,) = (a for a in walk(net, changing, [x], ["0", "2"], makers=True) if a.name == "2")
     pair = joint_refit._Pair.of(changing, arrival, arrival.maker, importance)
     values = [value.clone() for value in pair.start()]
     with torch.no_grad():
@@ -105,7 +105,7 @@ def test_a_step_is_the_damped_least_squares_solution(monkeypatch):
 def test_what_needs_no_change_gets_none():
     net, x = chain(), gaussian(80, 3, 6, 6)
     changing = copy.deepcopy(net)
-    for arrival in walk(net, changing, [x], ["0", "4"]):
+    for arrival in walk(net, changing, [x], ["0", "4"], makers=True):
         if arrival.name == "4":
             refit_together_(changing, arrival, torch.ones(6))
     for name, value in changing.state_dict().items():
@@ -130,7 +130,9 @@ def test_a_maker_is_known_only_where_nothing_else_reads_it():
     torch.manual_seed(0)
     net = Branching().eval()
     layers = ["first", "second", "third", "last"]
-    found = {a.name: a.maker and a.maker.name for a in walk(net, copy.deepcopy(net), [gaussian(9, 4)], layers)}
+    found = {
+        a.name: a.maker and a.maker.name for a in walk(net, copy.deepcopy(net), [gaussian(9, 4)], layers, makers=True)
+    }
     assert found == {"first": None, "second": None, "third": None, "last": "third"}
 
 
@@ -144,7 +146,7 @@ def test_what_cannot_be_differentiated_between_is_left_as_it_was():
     net = nn.Sequential(*net[:2], Quantized(), *net[3:]).eval()
     changing = damaged(net)
     before = {name: value.clone() for name, value in changing.state_dict().items()}
-    for arrival in walk(net, changing, [x], ["0", "4"]):
+    for arrival in walk(net, changing, [x], ["0", "4"], makers=True):
         if arrival.name == "4":
             assert not refit_together_(changing, arrival, torch.ones(6))
     assert all(torch.equal(value, before[name]) for name, value in changing.state_dict().items())

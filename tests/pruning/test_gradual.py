@@ -5,10 +5,7 @@ import copy
 import functools
 import itertools
 import json
-import os
 import random
-import signal
-import subprocess
 import sys
 from dataclasses import replace
 
@@ -18,7 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import ConcatDataset, DataLoader, Subset, TensorDataset
@@ -29,6 +26,7 @@ from ellq.pruning.gradual import CHECKPOINT, GradualError, gradual
 from ellq.pruning.mask_parametrization import is_masked, masks_of
 from ellq.pruning.schedules import SCHEDULES
 from ellq.pruning.training import ClassifierTrainer
+from kills import unbroken_and_resumed
 from pruned_nets import assert_unchanged, gaussian, mlp, same_bits, snapshot
 
 INPUTS = gaussian(96, 4)
@@ -436,40 +434,12 @@ def run(checkpoint, result):
     table = torch.from_numpy(found.table[["step", "loss", "sparsity", "nonzeros"]].to_numpy().copy())
     save_file(tensors | {"table": table}, result)
 
-def in_a_process(checkpoint, result, kill_after=None):
-    # Forked, for importing torch takes far longer than a run.
-    child = os.fork()
-    if child == 0:
-        run(checkpoint, result)
-        os._exit(0)
-    if kill_after is not None:
-        time.sleep(kill_after)
-        os.kill(child, signal.SIGKILL)
-    return os.waitpid(child, 0)[1]
-
-folder, seed = sys.argv[1], int(sys.argv[2])
-random.seed(seed)
-began = time.monotonic()
-assert in_a_process(None, f"{folder}/unbroken") == 0
-lasted = time.monotonic() - began
-for _ in range(8):
-    print(in_a_process(f"{folder}/kept", f"{folder}/never", random.uniform(0, lasted / 4)), flush=True)
-assert in_a_process(f"{folder}/kept", f"{folder}/resumed") == 0
 """
 
 
 @pytest.mark.slow
 def test_a_run_killed_at_any_moment_ends_in_the_same_bits(tmp_path):
-    seed = int.from_bytes(os.urandom(4))  # other moments each time; the seed is shown where it fails
-    (tmp_path / "run.py").write_text(SCRIPT)
-    command = [sys.executable, str(tmp_path / "run.py"), str(tmp_path), str(seed)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, (seed, done.stderr)
-    ends = [int(line) for line in done.stdout.split()]
-    assert set(ends) <= {0, signal.SIGKILL}, (seed, done.stderr)
-    assert ends.count(signal.SIGKILL) >= 2, (seed, ends)
-    expected, found = load_file(tmp_path / "unbroken"), load_file(tmp_path / "resumed")
-    assert expected.keys() == found.keys()
+    expected, found, seed = unbroken_and_resumed(SCRIPT, tmp_path)
     for name, tensor in expected.items():
         assert torch.equal(tensor, found[name]), (seed, name)
     assert [path.name for path in (tmp_path / "kept").iterdir()] == [CHECKPOINT]
